@@ -1,0 +1,42 @@
+# `make repro` and `make test` each work as the first command on a fresh clone.
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+INSTALLED := .venv/.installed
+
+.PHONY: help install repro test check lint types profile ui clean
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# The stamp holds the exact pins that were installed: a second call installs nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)  ## the virtual environment, under the exact pins of constraints.txt
+
+repro: $(INSTALLED)  ## run the whole pipeline (what is cached is not run again)
+	@dvc repro
+
+test: $(INSTALLED)  ## the tests, the end-to-end run of the real graph included
+	@python -m pytest
+
+lint: $(INSTALLED)
+	@ruff check . && ruff format --check .
+
+types: $(INSTALLED)
+	@mypy
+
+check: lint types test  ## ruff, mypy and pytest
+
+profile: $(INSTALLED)  ## NAME=mistral-7b: write profiles/NAME.yaml over params.yaml and show the difference
+	@python -m wronai.profiles $(NAME)
+
+ui: $(INSTALLED)  ## compare runs in the MLflow UI
+	@python -m wronai.tracking ui
+
+clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
+	rm -rf .venv data/raw data/clean data/tokens models report .checkpoints

@@ -1,0 +1,210 @@
+"""The base model: pre-trained from scratch on the clean documents, or taken from a folder or a hub revision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from wronai import params, tokens, training
+
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+)
+SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2, as in Mistral
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
+    """A BPE tokenizer with byte fallback, built as Mistral's: no text is unknown, and decoding gives the text back.
+
+    Spaces become "▁" and no word gets one that the text does not have, so that the ids of two texts put together are
+    the ids of both. Digits stand alone.
+    """
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[0], byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(prepend_scheme="never"),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation("isolated"),
+        ]
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *bytes_], show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    # The trainer can only reserve the ids of the bytes as special tokens; in the tokenizer they are ordinary ones.
+    described = json.loads(tokenizer.to_str())
+    described["added_tokens"] = [token for token in described["added_tokens"] if token["content"] in SPECIAL]
+    tokenizer = Tokenizer.from_str(json.dumps(described))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=SPECIAL[0],
+        bos_token=SPECIAL[1],
+        eos_token=SPECIAL[2],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def from_scratch(
+    texts: Sequence[str],
+    validation: Sequence[str],
+    settings: params.Scratch,
+    seed: int,
+    out: Path,
+    log: Callable[..., None],
+) -> dict[str, float | int]:
+    """Pre-train a Mistral on `texts`, save it with its tokenizer to `out`, and return its metrics.
+
+    Raises ValueError if the texts do not fill one block.
+    """
+    tokenizer = train_tokenizer(texts, settings.vocab_size)
+    blocks, held_out = (_blocks(tokenizer, split, settings.block_size) for split in (texts, validation))
+    if not blocks or not held_out:
+        raise ValueError(
+            f"the clean documents hold {len(blocks)} training and {len(held_out)} validation blocks of "
+            f"{settings.block_size} tokens (model.scratch.block_size); a base needs at least one of each: add documents"
+        )
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        sliding_window=settings.sliding_window,
+        max_position_embeddings=settings.max_position_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    disable_progress_bar()
+    model = MistralForCausalLM(config)
+    pad = tokenizer.unk_token_id
+    with tempfile.TemporaryDirectory() as work:
+        training.train(
+            model,
+            datasets.Dataset.from_list(blocks),
+            None,
+            tokens.epochs(len(blocks), settings.max_steps * settings.per_device_train_batch_size, seed),
+            {
+                "max_steps": settings.max_steps,
+                "per_device_train_batch_size": settings.per_device_train_batch_size,
+                "learning_rate": settings.learning_rate,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": round(settings.warmup_ratio * settings.max_steps),
+                "weight_decay": settings.weight_decay,
+                "optim": "adamw_torch_fused",
+                "adam_beta2": 0.95,
+                "max_grad_norm": 1.0,
+                "logging_steps": 10,
+                "save_strategy": "no",
+                "eval_strategy": "no",
+                "seed": seed,
+                "use_cpu": not torch.cuda.is_available(),
+            },
+            Path(work),
+            pad_token_id=pad,
+            what="pre-training",
+            log=log,
+        )
+    loss = training.mean_loss(model, held_out, pad)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {
+        "parameters": model.num_parameters(),
+        "vocab_size": len(tokenizer),
+        "tokens_seen": settings.max_steps * settings.per_device_train_batch_size * settings.block_size,
+        "documents": len(texts),
+        "validation_loss": loss,
+    }
+
+
+def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> list[dict[str, list[int]]]:
+    """The texts one after another, each between its begin and end token, cut into full blocks of `size` tokens."""
+    stream: list[int] = []
+    for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []:
+        stream += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    cut = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
+    return [{"input_ids": block, "labels": block, "position_ids": list(range(size))} for block in cut]
+
+
+def from_local(path: Path, out: Path) -> None:
+    """Copy the base in the folder `path` to `out`: weights in safetensors, configuration and tokenizer, nothing else."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"model.path: {path}: no such folder; expected one that holds a base model")
+    out.mkdir(parents=True, exist_ok=True)
+    for pattern in FILES:
+        for file in sorted(path.glob(pattern)):
+            shutil.copyfile(file, out / file.name)
+
+
+def from_hub(repository: str, revision: str, out: Path) -> None:
+    """Download the commit `revision` of the hub repository `repository` to `out`: safetensors and tokenizer only."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    where = f"model.repository: {repository} at {revision}"
+    try:
+        snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_dir=out)
+    except GatedRepoError:
+        raise ValueError(
+            f"{where}: gated; accept its terms on the hub and set HF_TOKEN to a token that may read it"
+        ) from None
+    except RevisionNotFoundError:
+        raise ValueError(f"{where}: no such commit in the repository (model.revision)") from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"{where}: no such repository, or a private one that HF_TOKEN does not open") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{where}: the download failed: {error}") from None
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's own notes, with time stamps
+
+
+def check(path: Path) -> dict[str, float | int]:
+    """Whether the folder `path` holds a base that this pipeline can tune; returns its size and that of its vocabulary.
+
+    Raises ValueError or FileNotFoundError that says what does not fit: no safetensors, a configuration that is no
+    causal language model, or a tokenizer with more tokens than the embedding has rows.
+    """
+    if not list(path.glob("*.safetensors")):
+        raise FileNotFoundError(f"{path}: no *.safetensors; only weights in safetensors are loaded")
+    tokenizer = tokens.load(path)
+    model = load(path, torch.float32, device="meta")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, and the embedding {rows} rows: they do not belong together"
+        )
+    return {"parameters": model.num_parameters(), "vocab_size": rows}
+
+
+def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: Any) -> Any:
+    """The model in the folder `path`; on the device "meta" only its shape. Raises ValueError if it cannot be loaded."""
+    disable_progress_bar()  # of shards, which takes no time here; the stages show their own
+    try:
+        if device == "meta":
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(
+                    AutoConfig.from_pretrained(path, local_files_only=True), dtype=dtype
+                )
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        )
+    except Exception as error:  # a damaged file raises whatever its format's library raises
+        raise ValueError(
+            f"{path}: not a causal language model that transformers can load: {' '.join(str(error).split())}"
+        ) from None

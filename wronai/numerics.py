@@ -1,0 +1,64 @@
+"""Pin the arithmetic of torch so that a stage gives the same bytes on every x86-64 processor with AVX2."""
+
+import os
+import sys
+import warnings
+from typing import Any, Literal
+
+# Torch, oneDNN and MKL choose kernels by processor, and read these once, when torch is imported. Each is needed:
+# vendors differ in MKL's products and vector functions even at the same instruction set.
+PINNED = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "COMPATIBLE",
+    "CUDA_VISIBLE_DEVICES": "",  # the promise is one of CPUs; a GPU gives other bytes
+}
+
+_overrides: list[Any] = []  # holds the kernels that `deterministic` registered for as long as the process lives
+
+
+def choose(numerics: Literal["pinned", "native"]) -> None:
+    """Set the environment that torch reads at import; `native` leaves the choice to the libraries.
+
+    Raises RuntimeError if torch is imported already under another choice: it would silently go unheeded.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if numerics == "native":
+        return
+    if "torch" in sys.modules and any(os.environ.get(name) != value for name, value in PINNED.items()):
+        raise RuntimeError("torch was imported before its numerics were pinned; import it after numerics.choose()")
+    os.environ.update(PINNED)
+
+
+def deterministic(numerics: Literal["pinned", "native"], seed: int) -> None:
+    """Seed every generator; when `numerics` is pinned, also refuse what is not deterministic and pin the products."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    if numerics == "pinned":
+        torch.use_deterministic_algorithms(True)
+        if not _overrides:
+            _pin_products()
+
+
+def _pin_products() -> None:
+    """Give float32 matrix products to oneDNN instead of MKL, for the whole process.
+
+    Under MKL's COMPATIBLE mode the bytes of a product whose columns are not a multiple of eight depend on the number of
+    threads (4,106 rows of a head do), and it takes two to three times as long. Other types keep their kernel.
+    """
+    import torch
+
+    def mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        if left.dtype == torch.float32 and left.numel() and right.numel():
+            product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+            return product
+        out = left.new_empty(left.shape[0], right.shape[1])
+        return torch.ops.aten.mm.out(left, right, out=out)  # type: ignore[no-any-return]
+
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of every kernel that is replaced
+        library.impl("mm", mm, "CPU")
+    _overrides.append(library)

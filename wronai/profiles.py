@@ -1,0 +1,66 @@
+"""Write a profile over params.yaml: the comments stay, the difference is shown, and nothing invalid is written."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from wronai import params
+
+
+def apply(profile: Path, target: Path) -> str:
+    """Write the values of `profile` over those of `target`, a params.yaml; returns the difference, unified.
+
+    Raises params.ParamsError, and writes nothing, if the profile names a key that `target` lacks or the result is not
+    valid.
+    """
+    overlay = params.read(profile)
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    before = target.read_text(encoding="utf-8")
+    values = yaml.load(before)
+    _overlay(values, overlay, profile.name)
+    written = io.StringIO()
+    yaml.dump(values, written)
+    after = written.getvalue()
+    params.parse(YAML(typ="safe", pure=True).load(after), f"{target.name} with {profile.name}")
+    target.write_text(after, encoding="utf-8")
+    return "".join(
+        difflib.unified_diff(before.splitlines(True), after.splitlines(True), target.name, profile.name, n=0)
+    )
+
+
+def _overlay(values: Any, overlay: Mapping[str, Any], name: str, prefix: str = "") -> None:
+    for key, value in overlay.items():
+        if key not in values:
+            raise params.ParamsError(f"{name}: {prefix}{key}: params.yaml has no such key")
+        if isinstance(value, Mapping) and isinstance(values[key], Mapping):
+            _overlay(values[key], value, name, f"{prefix}{key}.")
+        else:
+            values[key] = value
+
+
+def main(arguments: list[str]) -> int:
+    """Apply the profile named by the one argument to params.yaml in the working directory, and print the difference."""
+    known = sorted(path.stem for path in Path("profiles").glob("*.yaml"))
+    if len(arguments) != 1 or arguments[0] not in known:
+        found = f"found {arguments[0]!r}" if arguments else "no name given"
+        print(f"make profile NAME=…: {found}; expected one of: {', '.join(known)}", file=sys.stderr)
+        return 1
+    try:
+        print(apply(Path("profiles") / f"{arguments[0]}.yaml", Path("params.yaml")), end="")
+    except params.ParamsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
