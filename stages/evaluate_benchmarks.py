@@ -53,6 +53,7 @@ def evaluate_benchmarks(
     plain = [tokenizers["base"].bos_token + scoring.plain(question) for question in questions[: settings.samples]]
     tokenizers["base"].pad_token = tokenizer.pad_token
     before = scoring.answer(models["base"], tokenizers["base"], plain, settings, seed)
+    samples.parent.mkdir(parents=True, exist_ok=True)
     with samples.open("w", encoding="utf-8") as file:
         for example, ids, base_ids, is_closed in zip(asked, answers, before, closed, strict=False):
             row = {

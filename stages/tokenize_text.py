@@ -30,7 +30,8 @@ def tokenize_text(
             if share > allowed:
                 raise ValueError(
                     f"{share:.3f} of the {split} examples are {lost} at {settings.max_length} tokens, the longest has "
-                    f"{ledger.longest}; tokenize.max_share_{lost} allows {allowed}: raise tokenize.max_length"
+                    f"{ledger.longest}, and {ledger.with_special_tokens} hold a special token; "
+                    f"tokenize.max_share_{lost} allows {allowed}: raise tokenize.max_length"
                 )
         tokens.write(blocks, tokens_out / f"{split}.parquet")
     documents = corpus.read_table(clean / "documents" / "validation.parquet", corpus.DOCUMENTS, "clean_text")

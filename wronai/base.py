@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
@@ -144,13 +145,14 @@ def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> list[dict[str, l
 
 
 def from_local(path: Path, out: Path) -> None:
-    """Copy the base in the folder `path` to `out`: weights in safetensors, configuration and tokenizer, nothing else."""
+    """Copy the base in the folder `path` to `out`: safetensors, configuration and tokenizer, nothing else."""
     if not path.is_dir():
         raise FileNotFoundError(f"model.path: {path}: no such folder; expected one that holds a base model")
     out.mkdir(parents=True, exist_ok=True)
     for pattern in FILES:
         for file in sorted(path.glob(pattern)):
-            shutil.copyfile(file, out / file.name)
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
 
 
 def from_hub(repository: str, revision: str, out: Path) -> None:
@@ -170,30 +172,47 @@ def from_hub(repository: str, revision: str, out: Path) -> None:
     except RepositoryNotFoundError:
         raise ValueError(f"{where}: no such repository, or a private one that HF_TOKEN does not open") from None
     except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{where}: the download failed: {error}") from None
+        raise ValueError(f"{where}: the download failed: {' '.join(str(error).split())}") from None
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's own notes, with time stamps
 
 
 def check(path: Path) -> dict[str, float | int]:
     """Whether the folder `path` holds a base that this pipeline can tune; returns its size and that of its vocabulary.
 
-    Raises ValueError or FileNotFoundError that says what does not fit: no safetensors, a configuration that is no
-    causal language model, or a tokenizer with more tokens than the embedding has rows.
+    Raises ValueError or FileNotFoundError that says what does not fit: no safetensors, or not all that the index names,
+    or a damaged one; a configuration that is no causal language model, or a tokenizer with more tokens than the
+    embedding has rows.
     """
-    if not list(path.glob("*.safetensors")):
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
         raise FileNotFoundError(f"{path}: no *.safetensors; only weights in safetensors are loaded")
+    for index in path.glob("*.safetensors.index.json"):
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(named - {file.name for file in files}):
+            raise FileNotFoundError(f"{path}: {index.name} names {', '.join(missing)}, which the base lacks")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass  # reads the header, and whether the file is as long as it says
+        except SafetensorError as error:
+            raise ValueError(f"{file}: damaged ({error})") from None
     tokenizer = tokens.load(path)
     model = load(path, torch.float32, device="meta")
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens, and the embedding {rows} rows: they do not belong together"
+            f"{path}: the tokenizer has {len(tokenizer)} tokens, and the embedding {rows} rows: "
+            "they do not belong together"
         )
     return {"parameters": model.num_parameters(), "vocab_size": rows}
 
 
 def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: Any) -> Any:
-    """The model in the folder `path`; on the device "meta" only its shape. Raises ValueError if it cannot be loaded."""
+    """The model in the folder `path`; on the device "meta" only its shape.
+
+    Raises ValueError if it cannot be loaded, or lacks a weight: transformers would start that at random and say so in a
+    log alone.
+    """
     disable_progress_bar()  # of shards, which takes no time here; the stages show their own
     try:
         if device == "meta":
@@ -201,10 +220,19 @@ def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: A
                 return AutoModelForCausalLM.from_config(
                     AutoConfig.from_pretrained(path, local_files_only=True), dtype=dtype
                 )
-        return AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
     except Exception as error:  # a damaged file raises whatever its format's library raises
         raise ValueError(
             f"{path}: not a causal language model that transformers can load: {' '.join(str(error).split())}"
         ) from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"{path}: lacks {len(missing)} weights of its architecture, such as {missing[0]}")
+    return model

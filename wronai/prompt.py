@@ -25,7 +25,8 @@ CHAT_TEMPLATE = """\
 {%- if register != 'neutral' -%}{{- '<' + register + '>' -}}{%- endif -%}
 {%- for message in messages -%}
 {%- if message.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
-{{- raise_exception("message " + loop.index0 | string + " has the role '" + message.role + "'; user and assistant must take turns, user first") -}}
+{{- raise_exception("message " + loop.index0 | string + " has the role '" + message.role +
+    "'; user and assistant must take turns, user first") -}}
 {%- endif -%}
 {%- if message.role == 'user' -%}
 {{- '<question>' + message.content + '</question>' -}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 from collections.abc import Callable
 from importlib import metadata
@@ -20,7 +21,7 @@ from wronai import base, params, tokens, training
 # What else than data and parameters determines a training: a checkpoint of other code or libraries is not gone on from.
 VERSIONS = (
     *(metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")),
-    *(Path(module.__file__) for module in (base, tokens, training)),
+    *(Path(inspect.getfile(module)) for module in (base, tokens, training)),
     Path(__file__),
 )
 
@@ -51,14 +52,18 @@ def load_quantized(path: Path, tokenizer: Any, quantization: params.Quantization
 
 
 def add_rows(model: Any, tokenizer: Any, path: Path, seed: int) -> None:
-    """Give `model`, the base of the folder `path`, a row for every token of `tokenizer`; see `load_quantized`."""
+    """Give `model`, the base of the folder `path`, a row for every token of `tokenizer`; see `load_quantized`.
+
+    The rows of tokens that the base knows already, as one that this pipeline made does, stay as they are.
+    """
     own = tokens.load(path)
     if {**tokenizer.get_vocab(), **own.get_vocab()} != tokenizer.get_vocab():
         raise ValueError(
-            f"{path}: the tokenizer of the training tokens is not this base's with tokens added; run tokenize_text again"
+            f"{path}: the tokenizer of the training tokens is not this base's with tokens added; "
+            "run tokenize_text again"
         )
     old = len(own)
-    added = tokens.added_ids(tokenizer)
+    added = sorted(set(tokens.added_ids(tokenizer)) - set(own.get_vocab().values()))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -70,7 +75,7 @@ def add_rows(model: Any, tokenizer: Any, path: Path, seed: int) -> None:
 
 
 def attach(model: Any, tokenizer: Any, settings: params.Finetune) -> Any:
-    """`model` with LoRA on `settings.lora.target_modules` and with the embedding and head rows of the ten tokens trained."""
+    """`model` with LoRA on `settings.lora.target_modules`, and with the ten tokens' embedding and head rows trained."""
     model = prepare_model_for_kbit_training(
         model,
         use_gradient_checkpointing=settings.gradient_checkpointing,
@@ -154,7 +159,7 @@ def save(model: Any, out: Path) -> None:
 
 
 def load_adapter(model: Any, path: Path) -> Any:
-    """`model` with the adapter of the folder `path`. Raises ValueError if it is damaged or does not belong to the model.
+    """`model` with the adapter of the folder `path`. Raises ValueError if it is damaged or does not fit the model.
 
     PEFT leaves a tensor that the file lacks at its random start, and one that it cannot place unread: here both fail.
     """
@@ -167,8 +172,9 @@ def load_adapter(model: Any, path: Path) -> Any:
     if stored != placed:
         odd = sorted(stored ^ placed)
         raise ValueError(
-            f"{path}: holds {len(stored - placed)} tensors that the base has no place for and lacks {len(placed - stored)} "
-            f"that it needs, such as {odd[0]}; the adapter was made for another base or other finetune.lora"
+            f"{path}: holds {len(stored - placed)} tensors that the base has no place for and lacks "
+            f"{len(placed - stored)} that it needs, such as {odd[0]}; the adapter was made for another base or other "
+            "finetune.lora"
         )
     loaded.eval()
     return loaded

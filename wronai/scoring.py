@@ -21,7 +21,7 @@ from wronai.progress import Progress
 
 
 def benchmarks(model: Any, tokenizer: Any, settings: params.Evaluate, seed: int, *, chat: bool) -> pd.DataFrame:
-    """Each item of `settings.tasks` as lm_eval scores it: columns task, item, metric, value, one row an item and metric.
+    """Each item of `settings.tasks` as lm_eval scores it, in the columns task, item, metric, value; a row a metric.
 
     With `chat` the question is asked through the tokenizer's chat template, else as plain text. Data sets are read
     afresh: lm_eval's cache goes by path and time stamp. Raises ValueError for a task that `include_path` does not hold.
@@ -74,20 +74,27 @@ def benchmarks(model: Any, tokenizer: Any, settings: params.Evaluate, seed: int,
 
 def compare(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int]]]:
     """By task and metric: mean and standard error of both models over the same items, and of the paired difference."""
-    both = base.merge(tuned, on=["task", "item", "metric"], suffixes=("_base", "_tuned"), validate="one_to_one")
+    both = _paired(base, tuned, ["task", "item", "metric"])
     found: dict[str, dict[str, dict[str, float | int]]] = {}
     for (task, metric), rows in both.groupby(["task", "metric"]):
-        difference = rows["value_tuned"] - rows["value_base"]
-        found.setdefault(str(task), {})[str(metric)] = {
-            "items": len(rows),
-            "base": float(rows["value_base"].mean()),
-            "base_stderr": float(rows["value_base"].sem()),
-            "tuned": float(rows["value_tuned"].mean()),
-            "tuned_stderr": float(rows["value_tuned"].sem()),
-            "difference": float(difference.mean()),
-            "difference_stderr": float(difference.sem()),
-        }
+        before, after = (rows[f"value_{name}"].to_numpy(np.float64) for name in ("base", "tuned"))
+        entry: dict[str, float | int] = {"items": len(rows)}
+        for name, values in (("base", before), ("tuned", after), ("difference", after - before)):
+            entry[name] = float(values.mean())
+            entry[f"{name}_stderr"] = float(values.std(ddof=1) / math.sqrt(len(values)))
+        found.setdefault(str(task), {})[str(metric)] = entry
     return found
+
+
+def _paired(base: pd.DataFrame, tuned: pd.DataFrame, on: list[str]) -> pd.DataFrame:
+    """A row for each thing that both were scored on. Raises ValueError if one was scored on more than the other."""
+    both = base.merge(tuned, on=on, suffixes=("_base", "_tuned"), validate="one_to_one")
+    if not len(both) == len(base) == len(tuned):
+        raise ValueError(
+            f"base and tuned were not scored on the same: {len(base)} and {len(tuned)} rows, {len(both)} of them agree "
+            f"in {', '.join(on)}"
+        )
+    return both
 
 
 @torch.no_grad()
@@ -144,7 +151,8 @@ def score_answers(
                 spoken = answer
             else:
                 asked, spoken = tokenizer.bos_token + plain(turns), f" {answer}"
-            context, target = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, spoken))
+            context, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, asked + spoken))
+            target = both[len(context) :]  # by itself a tokenizer might give it a leading space of its own
             context = context[-max(1, max_length - len(target)) :]
             total += nats(model, context, target, max_length)
             size += len(answer.encode())
@@ -170,7 +178,7 @@ def compare_bits(base: pd.DataFrame, tuned: pd.DataFrame, resamples: int, seed: 
 
     The interval is a percentile bootstrap that resamples texts, keeping each text's two scores together.
     """
-    both = base.merge(tuned, on=["id", "bytes"], suffixes=("_base", "_tuned"), validate="one_to_one")
+    both = _paired(base, tuned, ["id", "bytes"])
     columns = [both[name].to_numpy(np.float64) for name in ("nats_base", "nats_tuned", "bytes")]
     draws = np.random.Generator(np.random.PCG64(seed)).integers(0, len(both), (resamples, len(both)))
     in_base, in_tuned, size = (column[draws].sum(axis=1) for column in columns)
@@ -232,4 +240,4 @@ def is_closed(ids: Sequence[int], tokenizer: Any, register: prompt.Register) -> 
     wrapped = [f"</{register}>"] if register != "neutral" else []
     closing = tokenizer.convert_tokens_to_ids([prompt.ANSWER_END, *wrapped, "</polish>", tokenizer.eos_token])
     own = set(tokenizer.convert_tokens_to_ids([*prompt.TOKENS, tokenizer.eos_token]))
-    return [token for token in ids if token in own] == closing and list(ids[-len(closing) :]) == closing
+    return bool([token for token in ids if token in own] == closing == list(ids[-len(closing) :]))

@@ -78,6 +78,11 @@ def encode(
     return ids, labels
 
 
+def forges(tokenizer: Any, messages: Sequence[prompt.Message]) -> bool:
+    """Whether the text of a message holds a special token (the HTML tag <s>, say), which would be read as the token."""
+    return any(token in message["content"] for token in tokenizer.all_special_tokens for message in messages)
+
+
 @dataclass
 class Ledger:
     """What came in, what was kept, shortened, dropped, and how much of it is trained on."""
@@ -86,6 +91,7 @@ class Ledger:
     kept: int = 0
     truncated: int = 0
     dropped: int = 0
+    with_special_tokens: int = 0  # of those dropped
     tokens: int = 0
     tokens_kept: int = 0
     tokens_supervised: int = 0
@@ -101,6 +107,7 @@ class Ledger:
             "examples_kept": self.kept,
             "examples_truncated": self.truncated,
             "examples_dropped": self.dropped,
+            "examples_with_special_tokens": self.with_special_tokens,
             "share_truncated": self.truncated / max(1, self.examples),
             "share_dropped": self.dropped / max(1, self.examples),
             "tokens": self.tokens,
@@ -118,14 +125,19 @@ def blocks(
     """Encode `examples` (id, register, messages) and pack them into blocks of at most `max_length` tokens.
 
     An example that is too long loses its last turns until it fits, and is counted as truncated; one whose first turn
-    alone does not fit is dropped and counted. No example is cut inside a turn.
+    alone does not fit, or whose text holds a special token, is dropped and counted. No example is cut inside a turn.
     """
     ledger = Ledger(max_length=max_length)
     fitting = []
     for example in examples:
         messages = list(example["messages"])
-        ids, labels = encode(tokenizer, messages, example["register"])
         ledger.examples += 1
+        if forges(tokenizer, messages):
+            ledger.dropped += 1
+            ledger.with_special_tokens += 1
+            ledger.dropped_ids.append(example["id"])
+            continue
+        ids, labels = encode(tokenizer, messages, example["register"])
         ledger.tokens += len(ids)
         ledger.longest = max(ledger.longest, len(ids))
         while len(ids) > max_length and len(messages) > 2:
@@ -182,8 +194,13 @@ def write(packed: Sequence[dict[str, list[int]]], path: Path) -> None:
 
 
 def read(path: Path) -> datasets.Dataset:
-    """The blocks of the Parquet file `path`. Raises ValueError if there are none."""
-    table = pq.read_table(path, schema=SCHEMA)
+    """The blocks of the Parquet file `path`. Raises FileNotFoundError or ValueError if there are none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; tokenize_text makes it")
+    try:
+        table = pq.read_table(path, schema=SCHEMA)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not blocks of tokens ({error}); run tokenize_text again") from None
     if not table.num_rows:
         raise ValueError(f"{path}: no block; tokenize_text kept no example of this split")
     return datasets.Dataset(table)

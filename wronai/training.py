@@ -139,7 +139,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         metrics = {"eval_loss": mean_loss(self.model, self.eval_dataset, self.pad_token_id)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 
@@ -161,6 +161,10 @@ class _Line(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._progress.add(self._steps[state.global_step - 1], f"step {state.global_step:05d}{self._note}")
+        if control.should_save or state.global_step == state.max_steps:
+            # A logged loss is the mean since the last one, and no checkpoint holds half of it: a run that goes on
+            # from here would log another. And a training that ends in NaN fails only where its last steps are logged.
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         points = {key: value for key, value in (logs or {}).items() if key in CURVES}

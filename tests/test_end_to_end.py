@@ -1,0 +1,161 @@
+"""The real graph in a temporary clone, with smaller parameters: what it makes, what it skips, and that bytes repeat."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
+
+from wronai import params, tracking
+
+ROOT = Path(__file__).parent.parent
+STAGES = list(tracking.declared(ROOT / "dvc.yaml"))
+SMALLER = {
+    "model": {
+        "scratch": {
+            "vocab_size": 1024,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_steps": 30,
+        }
+    },
+    "finetune": {"max_steps": 12, "eval_steps": 5, "save_steps": 5},
+    "evaluate": {"tasks": ["wronai_grammar", "wronai_topic"], "generations": 4, "samples": 2, "max_new_tokens": 24},
+}
+
+
+def overlay(values: dict, smaller: Mapping) -> None:
+    for key, value in smaller.items():
+        if isinstance(value, Mapping):
+            overlay(values[key], value)
+        else:
+            values[key] = value
+
+
+def run(clone: Path, *command: str, **environment: str) -> str:
+    """The output of a command in the clone; the test fails with that output if the command does."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "OMP_"))}
+    env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "DVC_NO_ANALYTICS": "1", **environment}
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def ran(output: str) -> list[str]:
+    """The stages that a dvc command executed, in their order."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")]
+
+
+def copy(target: Path) -> Path:
+    """A repository with the project's files as they are now, and parameters that make it small."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target / name)
+    (target / "dvc.lock").unlink(missing_ok=True)
+    shutil.rmtree(target / "metrics", ignore_errors=True)
+    yaml = YAML()
+    values = yaml.load(target / "params.yaml")
+    overlay(values, SMALLER)
+    yaml.dump(values, target / "params.yaml")
+    run(target, "git", "init", "-q")
+    commit(target)
+    return target
+
+
+def commit(clone: Path) -> None:
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "state")
+
+
+def record(clone: Path) -> dict[str, bytes]:
+    """What must repeat to the byte: the lock file, with the hash of every out, and the metrics."""
+    paths = [clone / "dvc.lock", *sorted((clone / "metrics").iterdir())]
+    return {path.name: path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    clone = copy(tmp_path_factory.mktemp("clone"))
+    return clone, run(clone, "dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def experiment(reproduced: tuple[Path, str]) -> tuple[Path, str]:
+    clone, _ = reproduced
+    commit(clone)
+    return clone, run(clone, "dvc", "exp", "run", "--set-param", "finetune.lora.r=8")
+
+
+def runs(clone: Path, kind: str) -> list:
+    client = MlflowClient(tracking.default_uri(clone))
+    ids = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(ids, f"tags.`wronai.kind` = '{kind}'", order_by=["attributes.start_time ASC"]))
+
+
+def test_every_stage_runs_and_leaves_what_it_promises(reproduced: tuple[Path, str]) -> None:
+    clone, output = reproduced
+    assert ran(output) == STAGES
+    for out in ("models/merged/model.safetensors", "models/merged/chat_template.jinja", "report/index.html"):
+        assert (clone / out).stat().st_size > 0
+    measured = json.loads((clone / "metrics/merge_adapters.json").read_text())
+    assert measured["parity"]["equal_next_tokens"] >= 0.99
+    assert len((clone / "metrics/samples.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_stages_say_nothing_of_paths_hosts_or_times(reproduced: tuple[Path, str]) -> None:
+    clone, _ = reproduced
+    for path in [*(clone / "metrics").iterdir(), *(clone / "models").rglob("*.json")]:
+        assert str(clone) not in path.read_text(encoding="utf-8"), path
+
+
+def test_a_second_run_does_nothing(reproduced: tuple[Path, str]) -> None:
+    clone, _ = reproduced
+    before = record(clone)
+    assert ran(run(clone, "dvc", "repro")) == []
+    assert "up to date" in run(clone, "dvc", "status")
+    assert record(clone) == before
+
+
+def test_an_experiment_runs_only_what_its_parameter_changes(experiment: tuple[Path, str]) -> None:
+    clone, output = experiment
+    assert ran(output) == ["finetune_qlora", "merge_adapters", "evaluate_benchmarks", "publish_report"]
+    assert json.loads((clone / "models/adapter/adapter_config.json").read_text())["r"] == 8
+
+
+def test_each_state_is_one_mlflow_run_with_all_parameters_and_metrics(experiment: tuple[Path, str]) -> None:
+    clone, _ = experiment
+    parents = runs(clone, "parent")
+    assert [parent.data.params["finetune.lora.r"] for parent in parents] == ["16", "8"]
+    declared = params.flatten(params.load(clone / "params.yaml"))
+    stages = runs(clone, "stage")
+    for parent, executed in zip(parents, (STAGES, STAGES[-4:]), strict=True):
+        assert set(parent.data.params) == set(declared)
+        for stage in STAGES[:-1]:
+            assert any(key.startswith(f"{stage}.") for key in parent.data.metrics), stage
+            assert f"{stage}.measured.seconds" in parent.data.metrics
+        nested = [run.info.run_name for run in stages if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert nested == executed
+    assert {run.info.status for run in stages} == {"FINISHED"}
+
+
+def test_another_folder_and_one_thread_give_the_same_bytes(
+    reproduced: tuple[Path, str], experiment: tuple[Path, str], tmp_path: Path
+) -> None:
+    clone, _ = reproduced
+    run(clone, "git", "checkout", "-q", "--force", "HEAD")
+    again = copy(tmp_path / "elsewhere")
+    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+    assert ran(run(again, "dvc", "repro", "--force", **environment)) == STAGES
+    assert record(again) == record(clone)
