@@ -1,0 +1,50 @@
+"""The pin is in force, covers the products, and cannot come too late."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wronai import numerics
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_pin_after_the_import_of_torch_is_refused() -> None:
+    code = "import torch; from wronai import numerics; numerics.choose('pinned')"
+    clean = f"import os; [os.environ.pop(name, None) for name in {list(numerics.PINNED)}]; {code}"
+    assert "torch was imported before its numerics were pinned" in run(clean).stderr
+
+
+def test_native_leaves_the_choice_to_the_libraries() -> None:
+    code = (
+        f"import os; [os.environ.pop(name, None) for name in {list(numerics.PINNED)}]; from wronai import numerics; "
+        f"numerics.choose('native'); print([name for name in {list(numerics.PINNED)} if name in os.environ])"
+    )
+    assert run(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (512, 192, 4106), (1, 64, 10)])
+def test_a_pinned_product_is_the_product_and_does_not_depend_on_the_threads(
+    shape: tuple[int, int, int], pinned: None
+) -> None:
+    import torch
+
+    rows, inner, columns = shape
+    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+    threads, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(left @ right.t())
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    assert torch.allclose(found[0].double(), left.double() @ right.t().double(), atol=1e-3)
+
+
+def test_other_types_keep_their_product(pinned: None) -> None:
+    import torch
+
+    assert torch.equal(torch.eye(3, dtype=torch.int64) @ torch.arange(9).view(3, 3), torch.arange(9).view(3, 3))
+    assert (torch.ones(2, 3, dtype=torch.float64) @ torch.ones(3, 2, dtype=torch.float64)).dtype == torch.float64

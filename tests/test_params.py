@@ -1,0 +1,129 @@
+"""A wrong params.yaml ends the run at once, and its message names the key."""
+
+import copy
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from wronai import params
+
+ROOT = Path(__file__).parent.parent
+GOOD = params.read(ROOT / "params.yaml")
+
+
+def wrong(key: str, value: Any) -> str:
+    """The message for params.yaml with `value` at the dotted `key`."""
+    raw = copy.deepcopy(GOOD)
+    *path, last = key.split(".")
+    section = raw
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(params.ParamsError) as caught:
+        params.parse(raw, "params.yaml")
+    return str(caught.value)
+
+
+def test_the_shipped_parameters_load() -> None:
+    assert params.load(ROOT / "params.yaml").finetune.lora.r == GOOD["finetune"]["lora"]["r"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("finetune.lora.r", 0, "finetune.lora.r: found 0; expected: input should be greater than or equal to 1"),
+        ("finetune.learning_rate", "fast", 'finetune.learning_rate: found "fast"'),
+        ("finetune.lora.r", "16", 'finetune.lora.r: found "16"'),
+        ("finetune.lora.lora_dropout", 1.5, "finetune.lora.lora_dropout: found 1.5"),
+        ("finetune.quantization.bnb_4bit_quant_type", "nf5", "finetune.quantization.bnb_4bit_quant_type: found \"nf5\""),
+        ("finetune.lora.target_modules", ["q_prj"], "finetune.lora.target_modules[0]: found \"q_prj\""),
+        ("finetune.max_steps", 0, "finetune: max_steps is 0"),
+        ("clean.min_words", 200_000, "clean: min_words is 200000, above max_words"),
+        ("clean.min_mean_word_length", 13.0, "above max_mean_word_length"),
+        ("clean.share_test", 0.97, "leave nothing to train on"),
+        ("model.scratch.hidden_size", 193, "RoPE needs an even number"),
+        ("model.scratch.num_key_value_heads", 4, "not a multiple of num_key_value_heads"),
+        ("model.scratch.block_size", 4096, "above max_position_embeddings"),
+        ("model.base", "local", "path is empty"),
+        ("model.base", "hub", "repository (owner/name) and revision (40 hex digits of a commit) must both be set"),
+        ("model.built_from", "data", "model: built_from is 'data'; with base scratch it must be 'data/clean'"),
+        ("model.revision", "main", 'model.revision: found "main"'),
+        ("tokenize.max_length", 4096, "tokenize.max_length is 4096, above model.scratch.max_position_embeddings"),
+        ("finetune.optim", "adamw_torch", "numerics: pinned needs 'adamw_torch_fused'"),
+        ("finetune.quantization.bnb_4bit_compute_dtype", "bfloat16", "numerics: pinned needs 'float32'"),
+        ("data.sources", [], "data.sources: found []"),
+        ("data.sources", GOOD["data"]["sources"] * 2, "two sources are named 'sample'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_key(key: str, value: Any, says: str) -> None:
+    assert says in wrong(key, value)
+
+
+def test_an_unknown_key_is_told_the_nearest_one() -> None:
+    assert "finetune.lora.alpha: unknown key; the nearest valid key is finetune.lora.lora_alpha" in wrong(
+        "finetune.lora.alpha", 32
+    )
+
+
+def test_a_missing_key_is_named() -> None:
+    raw = copy.deepcopy(GOOD)
+    del raw["merge"]["dtype"]
+    with pytest.raises(params.ParamsError, match=r"merge\.dtype: missing"):
+        params.parse(raw, "params.yaml")
+
+
+def test_all_errors_are_listed_at_once() -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["seed"], raw["finetune"]["lora"]["r"] = -1, 0
+    with pytest.raises(params.ParamsError, match="2 errors") as caught:
+        params.parse(raw, "params.yaml")
+    assert "seed:" in str(caught.value) and "finetune.lora.r:" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["seed: [1", "- 1\n- 2\n", "\udce9".encode("utf-8", "surrogateescape").decode("latin-1")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(params.ParamsError):
+        params.load(path)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(params.ParamsError, match="not found"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_float_as_set_param_writes_it_is_a_float(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace("weight_decay: 0.0\n", "weight_decay: 3e-05\n", 1))
+    assert params.load(path).finetune.weight_decay == 3e-05
+
+
+def test_flatten_gives_dotted_keys() -> None:
+    assert params.flatten({"lora": {"r": 8, "modules": ["q"]}, "sources": [{"name": "a"}]}) == {
+        "lora.r": 8,
+        "lora.modules": ["q"],
+        "sources.0.name": "a",
+    }
+
+
+def test_the_first_stage_ends_in_seconds_with_one_message_and_exit_code_1(tmp_path: Path) -> None:
+    yaml = YAML()
+    values = yaml.load(ROOT / "params.yaml")
+    values["finetune"]["quantization"]["bnb_4bit_quant_type"] = "nf5"
+    yaml.dump(values, tmp_path / "params.yaml")
+    (tmp_path / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.download_corpus"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert time.monotonic() - started < 20
+    assert done.returncode == 1
+    assert "finetune.quantization.bnb_4bit_quant_type" in done.stderr and "Traceback" not in done.stderr
