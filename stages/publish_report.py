@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wronai import params, report as reporting, tracking
+from wronai import params, tracking
+from wronai import report as reporting
 
 
 def publish_report(metrics: Path, config: params.Params, stages: list[str], out: Path) -> None:

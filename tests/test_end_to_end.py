@@ -57,7 +57,11 @@ def ran(output: str) -> list[str]:
 def copy(target: Path) -> Path:
     """A repository with the project's files as they are now, and parameters that make it small."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -156,6 +160,7 @@ def test_another_folder_and_one_thread_give_the_same_bytes(
     clone, _ = reproduced
     run(clone, "git", "checkout", "-q", "--force", "HEAD")
     again = copy(tmp_path / "elsewhere")
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {**one_thread, "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
     assert ran(run(again, "dvc", "repro", "--force", **environment)) == STAGES
     assert record(again) == record(clone)

@@ -41,8 +41,8 @@ def test_the_shipped_parameters_load() -> None:
         ("finetune.learning_rate", "fast", 'finetune.learning_rate: found "fast"'),
         ("finetune.lora.r", "16", 'finetune.lora.r: found "16"'),
         ("finetune.lora.lora_dropout", 1.5, "finetune.lora.lora_dropout: found 1.5"),
-        ("finetune.quantization.bnb_4bit_quant_type", "nf5", "finetune.quantization.bnb_4bit_quant_type: found \"nf5\""),
-        ("finetune.lora.target_modules", ["q_prj"], "finetune.lora.target_modules[0]: found \"q_prj\""),
+        ("finetune.quantization.bnb_4bit_quant_type", "nf5", 'finetune.quantization.bnb_4bit_quant_type: found "nf5"'),
+        ("finetune.lora.target_modules", ["q_prj"], 'finetune.lora.target_modules[0]: found "q_prj"'),
         ("finetune.max_steps", 0, "finetune: max_steps is 0"),
         ("clean.min_words", 200_000, "clean: min_words is 200000, above max_words"),
         ("clean.min_mean_word_length", 13.0, "above max_mean_word_length"),
@@ -86,7 +86,9 @@ def test_all_errors_are_listed_at_once() -> None:
     assert "seed:" in str(caught.value) and "finetune.lora.r:" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["seed: [1", "- 1\n- 2\n", "\udce9".encode("utf-8", "surrogateescape").decode("latin-1")])
+@pytest.mark.parametrize(
+    "text", ["seed: [1", "- 1\n- 2\n", "\udce9".encode("utf-8", "surrogateescape").decode("latin-1")]
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="latin-1")

@@ -25,7 +25,17 @@ DOORS = {
     "ftfy": {"cleaning"},
     "stdnum": {"personal_data"},
 }
-WITHOUT_TORCH = ("params", "prompt", "corpus", "cleaning", "sources", "personal_data", "progress", "tracking", "profiles")
+WITHOUT_TORCH = (
+    "params",
+    "prompt",
+    "corpus",
+    "cleaning",
+    "sources",
+    "personal_data",
+    "progress",
+    "tracking",
+    "profiles",
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -132,7 +142,9 @@ def test_every_dependency_is_pinned_exactly() -> None:
 
 
 def test_nothing_names_a_path_of_one_machine() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     for name in filter(None, listed):
         path = ROOT / name
         if path.is_file() and path.suffix in {".py", ".md", ".yaml", ".toml", ".txt", ".lock", ".json", ""}:

@@ -57,7 +57,9 @@ def test_a_profile_with_a_wrong_value_writes_nothing(target: Path, tmp_path: Pat
     assert target.read_bytes() == before
 
 
-def test_an_unknown_name_lists_the_profiles(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_lists_the_profiles(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     assert profiles.main(["gpt-5"]) == 1
     assert "expected one of: mistral-7b" in capsys.readouterr().err

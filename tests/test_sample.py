@@ -14,7 +14,9 @@ TOPICS = ["film", "historia", "jedzenie", "medycyna", "motoryzacja", "praca", "s
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
-    lines = [line for path in sorted((SAMPLE / folder).glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+    lines = [
+        line for path in sorted((SAMPLE / folder).glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()
+    ]
     return [json.loads(line) for line in lines]
 
 
@@ -75,7 +77,9 @@ def test_a_topic_is_not_named_in_its_text() -> None:
             assert not any(stem in item["text"].lower() for stem in stems), item["id"]
 
 
-@pytest.mark.parametrize("collection", [DOCUMENTS, INSTRUCTIONS, ITEMS], ids=["documents", "instructions", "benchmarks"])
+@pytest.mark.parametrize(
+    "collection", [DOCUMENTS, INSTRUCTIONS, ITEMS], ids=["documents", "instructions", "benchmarks"]
+)
 def test_ids_are_unique_and_text_is_normalized_and_typeset(collection: list[dict[str, Any]]) -> None:
     assert len({row["id"] for row in collection}) == len(collection)
     for row in collection:

@@ -23,6 +23,8 @@ def choose(numerics: Literal["pinned", "native"]) -> None:
     Raises RuntimeError if torch is imported already under another choice: it would silently go unheeded.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Threads that spin long while they wait make a step take many times as long when another program wants the core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     if numerics == "native":
         return
     if "torch" in sys.modules and any(os.environ.get(name) != value for name, value in PINNED.items()):
@@ -38,6 +40,8 @@ def deterministic(numerics: Literal["pinned", "native"], seed: int) -> None:
     set_seed(seed)
     if numerics == "pinned":
         torch.use_deterministic_algorithms(True)
+        # It costs time, and nothing here reads such memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if not _overrides:
             _pin_products()
 
@@ -57,8 +61,8 @@ def _pin_products() -> None:
         out = left.new_empty(left.shape[0], right.shape[1])
         return torch.ops.aten.mm.out(left, right, out=out)  # type: ignore[no-any-return]
 
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of every kernel that is replaced
-        library.impl("mm", mm, "CPU")
+        library.impl("mm", mm, "CPU")  # type: ignore[no-untyped-call]
     _overrides.append(library)

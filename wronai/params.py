@@ -110,7 +110,7 @@ class Clean(Section):
             )
         if self.share_validation + self.share_test >= 1:
             raise ValueError(
-                f"share_validation and share_test leave nothing to train on: {self.share_validation} + {self.share_test}"
+                f"share_validation {self.share_validation} and share_test {self.share_test} leave nothing to train on"
             )
         return self
 
@@ -332,8 +332,8 @@ def _explain(details: Any) -> list[str]:
         valid = sorted(set(_keys(Params)))
         siblings = [name for name in valid if name.rpartition(".")[0] == parent]
         near = process.extractOne(last, {name: name.rpartition(".")[2] for name in siblings}, score_cutoff=60)
-        near = (near[2],) if near else process.extractOne(_unindexed(key), valid)
-        return [f"{key}: unknown key" + (f"; the nearest valid key is {near[0]}" if near else "")]
+        nearest = near[2] if near else process.extract(_unindexed(key), valid, limit=1)[0][0]
+        return [f"{key}: unknown key; the nearest valid key is {nearest}"]
     if details["type"] == "missing":
         return [f"{key}: missing; every key must stand in the file"]
     if details["type"] == "value_error":

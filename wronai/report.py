@@ -53,8 +53,8 @@ Validation loss {{ "%.3f" % m.finetune_qlora.validation_loss_before }} before, \
 ## Merge
 
 {{ "%.2f %%" % (100 * parity.equal_next_tokens) }} of next tokens are those of the adapter on 4 bits \
-({{ "{:,}".format(parity.positions) }} positions), mean KL {{ "%.1e" % parity.mean_kl }} nats, largest logit difference \
-{{ "%.1e" % parity.max_logit_difference }}.
+({{ "{:,}".format(parity.positions) }} positions), mean KL {{ "%.1e" % parity.mean_kl }} nats, \
+largest logit difference {{ "%.1e" % parity.max_logit_difference }}.
 
 ## Data
 
@@ -90,7 +90,11 @@ table { border-collapse: collapse; margin: 1rem 0; }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: left; }
 h3 { font-size: 1rem; margin: 1.6rem 0 .2rem; }
 svg { max-width: 100%; height: auto; }
-@media (prefers-color-scheme: dark) { body { background: #181a1b; color: #ddd; } th, td { border-color: #444; } svg { background: #fff; } }
+@media (prefers-color-scheme: dark) {
+  body { background: #181a1b; color: #ddd; }
+  th, td { border-color: #444; }
+  svg { background: #fff; }
+}
 </style>
 </head>
 <body>

@@ -1,0 +1,169 @@
+"""Stages are recorded in metrics/ and in MLflow, and a store that is away stops nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
+
+from wronai import params, tracking
+
+ROOT = Path(__file__).parent.parent
+CONFIG = params.load(ROOT / "params.yaml")
+STAGE = """
+from pathlib import Path
+from wronai import tracking
+with tracking.stage("{name}") as (config, report):
+    report.log(1, loss=2.5)
+    report.measure(tokens_per_second=100)
+    {body}
+    report({{"rows": 3, "by_source": {{"a": 1}}}})
+"""
+GRAPH = {
+    "stages": {
+        "first": {"cmd": "x", "desc": "d", "deps": ["first.py"], "params": ["seed", "finetune.lora"]},
+        "last": {"cmd": "x", "desc": "d", "deps": ["last.py"], "params": ["seed"]},
+    }
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two stages in the working directory, with nothing tracked yet."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    with (tmp_path / "dvc.yaml").open("w") as file:
+        YAML().dump(GRAPH, file)
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(project: Path, name: str = "first", body: str = "pass", **environment: str) -> subprocess.CompletedProcess[str]:
+    (project / f"{name}.py").write_text(STAGE.format(name=name, body=body))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run([sys.executable, f"{name}.py"], cwd=project, env=env, capture_output=True, text=True)
+
+
+def runs(project: Path) -> list[Any]:
+    client = MlflowClient(tracking.default_uri(project))
+    ids = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(ids, order_by=["attributes.start_time ASC"]))
+
+
+def test_a_stage_leaves_its_metrics_and_a_run_with_parameters_metrics_and_tags(project: Path) -> None:
+    done = run(project)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((project / "metrics/first.json").read_text()) == {"rows": 3, "by_source": {"a": 1}}
+    (found,) = runs(project)
+    assert found.info.run_name == "first" and found.info.status == "FINISHED"
+    assert found.data.params["finetune.lora.r"] == str(CONFIG.finetune.lora.r)
+    assert set(found.data.params) == set(params.select(CONFIG, ["seed", "finetune.lora"]))
+    assert found.data.metrics["by_source.a"] == 1 and found.data.metrics["loss"] == 2.5
+    assert found.data.metrics["measured.tokens_per_second"] == 100
+    assert found.data.tags["wronai.stage"] == "first" and "version.torch" in found.data.tags
+    assert not list((project / ".tracking").glob("*.json"))
+
+
+def test_a_users_mistake_is_one_message_and_exit_code_1(project: Path) -> None:
+    done = run(project, body="raise ValueError('clean: nothing was kept')")
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "first: clean: nothing was kept"
+    assert "Traceback" not in done.stderr
+    assert not (project / "metrics").exists()
+    assert [found.info.status for found in runs(project)] == ["FAILED"]
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(project: Path) -> None:
+    done = run(project, body="raise KeyError('oops')")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_sources_edited_while_the_stage_runs_fail_it(project: Path) -> None:
+    done = run(project, body="Path('first.py').write_text('# edited')")
+    assert done.returncode == 1
+    assert "first.py changed while the stage ran" in done.stderr
+    assert not (project / "metrics").exists()
+
+
+def test_a_stage_that_the_graph_lacks_is_refused(project: Path) -> None:
+    done = run(project, "third")
+    assert done.returncode == 1 and "no stage 'third'; it has first, last" in done.stderr
+
+
+def test_a_store_that_is_away_costs_one_warning_and_loses_nothing(project: Path) -> None:
+    done = run(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0
+    assert done.stderr.count("the MLflow store did not answer") == 1
+    assert (project / "metrics/first.json").exists()
+    store = tracking._Store(project, CONFIG.tracking.experiment)
+    assert store.sync() == 1
+    assert store.sync() == 0
+    (found,) = runs(project)
+    assert found.info.status == "FINISHED" and found.data.metrics["rows"] == 3 and found.data.metrics["loss"] == 2.5
+
+
+def test_a_killed_stage_is_closed_by_the_next_sync(project: Path) -> None:
+    done = run(project, body="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert done.returncode == -9
+    assert [found.info.status for found in runs(project)] == ["RUNNING"]
+    tracking._Store(project, CONFIG.tracking.experiment).sync()
+    assert [found.info.status for found in runs(project)] == ["KILLED"]
+
+
+def test_a_running_stage_is_not_taken_for_a_killed_one(project: Path) -> None:
+    store = tracking._Store(project, CONFIG.tracking.experiment)
+    tags = {"wronai.kind": "stage", "wronai.execution": "x"}
+    tracking.write_json(project / ".tracking/a.json", asdict(tracking.Record("first", {}, tags, id="a")))
+    assert store.sync() == 0
+    assert (project / ".tracking/a.json").exists()
+
+
+def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages(project: Path) -> None:
+    assert run(project).returncode == 0  # an earlier execution: here it stands for a stage that the cache restored
+    stages = "{'first': ['seed', 'finetune.lora']}"
+    assert run(project, "last", body=f"report.parent(Path('metrics'), {stages})").returncode == 0
+    by_kind = {(found.data.tags["wronai.kind"], found.data.tags.get("wronai.stage")): found for found in runs(project)}
+    first, last, parent = by_kind["stage", "first"], by_kind["stage", "last"], by_kind["parent", None]
+    assert set(parent.data.params) == set(params.flatten(CONFIG))
+    assert parent.data.metrics["first.rows"] == 3
+    assert parent.data.metrics["first.measured.tokens_per_second"] == 100
+    assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert "mlflow.parentRunId" not in first.data.tags
+    assert parent.info.status == "FINISHED"
+
+
+def test_two_processes_may_create_the_store_at_once(project: Path) -> None:
+    for name in ("first", "last"):
+        (project / f"{name}.py").write_text(STAGE.format(name=name, body="pass"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    both = [subprocess.Popen([sys.executable, f"{name}.py"], cwd=project, env=env) for name in ("first", "last")]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert sorted(found.info.run_name for found in runs(project)) == ["first", "last"]
+
+
+def test_dvc_root_is_believed_only_where_the_work_lies_inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = project / ".dvc/tmp/exps/temp"
+    inside.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    monkeypatch.chdir(inside)
+    assert tracking.store_root() == project
+    monkeypatch.setenv("DVC_ROOT", str(project / "elsewhere"))
+    assert tracking.store_root() == inside
+
+
+def test_json_is_written_whole_with_sorted_keys(tmp_path: Path) -> None:
+    tracking.write_json(tmp_path / "a/b.json", {"b": "ż", "a": 1})
+    assert (tmp_path / "a/b.json").read_text(encoding="utf-8") == '{\n  "a": 1,\n  "b": "ż"\n}\n'
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
+
+
+def test_another_command_than_sync_and_ui_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tracking.main(["sink"]) == 2
+    assert "sync|ui" in capsys.readouterr().err
