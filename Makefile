@@ -1,6 +1,6 @@
 # `make repro` and `make test` each work as the first command on a fresh clone.
 .DEFAULT_GOAL := help
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
@@ -11,7 +11,7 @@ help:  ## what can be made
 
 # The stamp holds the exact pins that were installed: a second call installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.11, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: Python 3.11 not found; install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -22,7 +22,7 @@ repro: $(INSTALLED)  ## run the whole pipeline (what is cached is not run again)
 	@dvc repro
 
 test: $(INSTALLED)  ## the tests, the end-to-end run of the real graph included
-	@python -m pytest
+	@python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
 	@ruff check . && ruff format --check .

@@ -110,7 +110,7 @@ def test_the_bytes_of_the_vocabulary_are_no_special_tokens(base_folder: Path) ->
 
 def test_a_digit_stands_alone() -> None:
     tokenizer = base.train_tokenizer(["W 1939 i w 1939, a potem w 1939."] * 9, 300)
-    assert tokenizer.tokenize("1939") == ["1", "9", "3", "9"]
+    assert tokenizer.tokenize("w 1939") == ["▁w", "▁", "1", "9", "3", "9"]
 
 
 def test_the_check_gives_the_size_of_the_base(base_folder: Path) -> None:

@@ -36,6 +36,11 @@ def closers(register: str) -> str:
     return "</answer>" + (f"</{register}>" if register != "neutral" else "") + "</polish></s>"
 
 
+def rendered_ids(tokenizer: Any, messages: list[prompt.Message], register: prompt.Register) -> list[int]:
+    text = prompt.render(messages, register, "<s>", "</s>")
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def unpacked(block: dict[str, list[int]]) -> list[tuple[list[int], list[int]]]:
     """Ids and labels of each example in a block, told apart by where positions start again."""
     starts = [index for index, position in enumerate(block["position_ids"]) if position == 0]
@@ -154,8 +159,8 @@ def test_the_assistant_mask_of_the_template_is_our_mask(tokenizer: Any) -> None:
 
 def test_blocks_hold_every_example_whole_and_once(tokenizer: Any) -> None:
     packed, ledger = tokens.blocks(tokenizer, tiny.CONVERSATIONS, tiny.BLOCK)
-    found = [tokenizer.decode(ids) for block in packed for ids, _ in unpacked(block)]
-    expected = [prompt.render(row["messages"], row["register"], "<s>", "</s>") for row in tiny.CONVERSATIONS]
+    found = [ids for block in packed for ids, _ in unpacked(block)]
+    expected = [rendered_ids(tokenizer, row["messages"], row["register"]) for row in tiny.CONVERSATIONS]
     assert sorted(found) == sorted(expected)
     assert len(packed) < len(tiny.CONVERSATIONS)
     assert all(len(block["input_ids"]) <= tiny.BLOCK for block in packed)
@@ -187,7 +192,7 @@ def test_a_long_conversation_loses_whole_turns_from_its_end(tokenizer: Any) -> N
     kept = long["messages"][:4]
     room = len(tokens.encode(tokenizer, kept, long["register"])[0])
     packed, ledger = tokens.blocks(tokenizer, [long], room)
-    assert tokenizer.decode(packed[0]["input_ids"]) == prompt.render(kept, long["register"], "<s>", "</s>")
+    assert packed[0]["input_ids"] == rendered_ids(tokenizer, kept, long["register"])
     assert (ledger.truncated, ledger.dropped, ledger.kept) == (1, 0, 1)
     assert ledger.metrics()["share_truncated"] == 1
     assert ledger.longest == ledger.tokens > room == ledger.tokens_kept

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,11 +32,12 @@ SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2, as in Mistral
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
     """A BPE tokenizer with byte fallback, built as Mistral's: no text is unknown, and decoding gives the text back.
 
-    Spaces become "▁" and no word gets one that the text does not have, so that the ids of two texts put together are
-    the ids of both. Digits stand alone.
+    Spaces become "▁", and a text starts with one even where it has none, as does each part between special tokens: the
+    first word of an answer is then the token that it is anywhere else. Digits stand alone.
     """
     bytes_ = [f"<0x{value:02X}>" for value in range(256)]
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL[0], byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Metaspace(prepend_scheme="never"),
@@ -44,7 +45,9 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
             pre_tokenizers.Punctuation("isolated"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[*SPECIAL, *bytes_], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     # The trainer can only reserve the ids of the bytes as special tokens; in the tokenizer they are ordinary ones.

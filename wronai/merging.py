@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -102,8 +103,9 @@ def parity(live: Any, merged: Any, blocks: Any, pad_token_id: int) -> dict[str, 
             for model in (live, merged)
         )
         largest = max(largest, float((ours - theirs).abs().max()))
-        ours, theirs = ours.log_softmax(-1), theirs.log_softmax(-1)
-        divergence += float((ours.exp() * (ours - theirs)).sum())
+        ours, theirs = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        # By position first: the bytes of a sum over a whole matrix depend on the number of threads.
+        divergence += math.fsum((ours.exp() * (ours - theirs)).sum(-1).tolist())
         equal += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         positions += len(ours)
     return {

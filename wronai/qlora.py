@@ -29,8 +29,8 @@ VERSIONS = (
 def load_quantized(path: Path, tokenizer: Any, quantization: params.Quantization, seed: int) -> Any:
     """The base in the folder `path` with its linear layers in 4 bits, and a row for every token of `tokenizer`.
 
-    The embedding and the head keep their precision. New rows start at the mean of the old ones plus noise a tenth of
-    their spread, drawn from `seed`: random rows would start far from every text, and equal ones could not part.
+    The embedding and the head keep their precision. New rows start at the mean of the old ones plus noise of
+    their spread, drawn from `seed`: as far from each other as any words are, since equal ones would part slowly.
     Raises ValueError if the tokenizer is not the base's own plus the ten tokens.
     """
     compute = getattr(torch, quantization.bnb_4bit_compute_dtype)
@@ -70,7 +70,7 @@ def add_rows(model: Any, tokenizer: Any, path: Path, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         known = layer.weight.data[:old].float().cpu()
-        noise = torch.randn(len(added), known.shape[1], generator=generator) * known.std(0) * 0.1
+        noise = torch.randn(len(added), known.shape[1], generator=generator) * known.std(0)
         layer.weight.data[added] = (known.mean(0) + noise).to(layer.weight)
 
 
@@ -154,6 +154,8 @@ def optimizer_steps(rows: int, settings: params.Finetune) -> int:
 
 def save(model: Any, out: Path) -> None:
     """Write the adapter to the folder `out`: LoRA matrices and the ten rows, not the whole embedding and head."""
+    for config in model.peft_config.values():
+        config.target_modules = sorted(config.target_modules)  # a set, whose order changes with PYTHONHASHSEED
     model.save_pretrained(out, save_embedding_layers=False)
     (out / "README.md").unlink(missing_ok=True)  # PEFT's form for a model card, empty
 

@@ -6,7 +6,6 @@ import logging
 import lzma
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,8 +34,6 @@ def benchmarks(model: Any, tokenizer: Any, settings: params.Evaluate, seed: int,
 
         datasets.config.HF_DATASETS_CACHE = Path(cache)
         datasets.disable_progress_bars()
-        if not sys.stderr.isatty():
-            os.environ["TQDM_DISABLE"] = "1"  # lm_eval's bar fills a log with thousands of lines
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         manager = TaskManager(include_path=settings.include_path, include_defaults=False)
         if unknown := [task for task in settings.tasks if task not in manager.all_tasks]:

@@ -136,6 +136,8 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
     except ValueError as error:
         sys.exit(f"{name}: {error}")
     os.environ.update(QUIET)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")  # the libraries' bars fill a log otherwise
     if config.model.base != "hub":
         os.environ["HF_HUB_OFFLINE"] = "1"
     _hush()
