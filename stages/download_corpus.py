@@ -33,7 +33,7 @@ def download_corpus(
     instructions = [instruction for harvest in harvests for instruction in harvest.instructions]
     corpus.write_table(corpus.as_rows(documents), corpus.RAW_DOCUMENTS, raw / "documents.parquet")
     corpus.write_table(corpus.as_rows(instructions), corpus.INSTRUCTIONS, raw / "instructions.parquet")
-    corpus.write_json(manifest, raw / "manifest.json")
+    tracking.write_json(raw / "manifest.json", manifest)
     return {
         "documents": len(documents),
         "instructions": len(instructions),

@@ -95,7 +95,8 @@ def test_blocks_of_running_text_are_cut_from_the_stream_of_documents(base_folder
     tokenizer = tokens.load(base_folder)
     texts = tiny.texts()[:2]
     stream = [id_ for text in texts for id_ in tokenizer(f"<s>{text}</s>", add_special_tokens=False)["input_ids"]]
-    blocks = base._blocks(tokenizer, texts, 16)
+    blocks, count = base._blocks(tokenizer, texts, 16)
+    assert count == len(stream)
     assert [id_ for block in blocks for id_ in block["input_ids"]] == stream[: len(stream) // 16 * 16]
 
 

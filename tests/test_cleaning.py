@@ -336,10 +336,11 @@ def test_twelve_shared_words_are_no_contamination(tmp_path: Path, rules: params.
     assert reasons(clean(raw(tmp_path, PROSE), rules, item)) == {}
 
 
-def test_a_short_item_is_recognized_whole(tmp_path: Path, rules: params.Clean) -> None:
-    eight, seven = " ".join(PROSE.split()[10:18]), " ".join(PROSE.split()[10:17])
-    assert reasons(clean(raw(tmp_path, PROSE), rules, benchmark(tmp_path, f'{{"good": "{eight}"}}'))) != {}
-    assert reasons(clean(raw(tmp_path, PROSE), rules, benchmark(tmp_path, f'{{"good": "{seven}"}}'))) == {}
+@pytest.mark.parametrize("item", ['{"text": "WORDS"}', '{"choices": ["Tak.", "WORDS"], "answer": 1}'])
+def test_a_short_item_is_recognized_whole(tmp_path: Path, rules: params.Clean, item: str) -> None:
+    eight, seven = (benchmark(tmp_path, item.replace("WORDS", " ".join(PROSE.split()[10:end]))) for end in (18, 17))
+    assert reasons(clean(raw(tmp_path, PROSE), rules, eight)) != {}
+    assert reasons(clean(raw(tmp_path, PROSE), rules, seven)) == {}
 
 
 def test_shared_words_with_others_between_are_no_contamination(tmp_path: Path, rules: params.Clean) -> None:

@@ -57,6 +57,7 @@ def test_the_shipped_parameters_load() -> None:
         ("tokenize.max_length", 4096, "tokenize.max_length is 4096, above model.scratch.max_position_embeddings"),
         ("finetune.optim", "adamw_torch", "numerics: pinned needs 'adamw_torch_fused'"),
         ("finetune.quantization.bnb_4bit_compute_dtype", "bfloat16", "numerics: pinned needs 'float32'"),
+        ("evaluate.dtype", "bfloat16", "evaluate.dtype is 'bfloat16'; numerics: pinned needs 'float32'"),
         ("data.sources", [], "data.sources: found []"),
         ("data.sources", GOOD["data"]["sources"] * 2, "two sources are named 'sample'"),
     ],

@@ -24,6 +24,8 @@ def test_a_profile_applies_and_keeps_every_comment(profile: Path, target: Path) 
     assert params.load(target)
     assert re.findall(r"# .*", target.read_text()) == before
     assert difference.startswith("--- params.yaml")
+    assert not re.search(r"^[+].*:$", difference, re.MULTILINE), "an empty value, where null stood"
+    assert "path:  " not in target.read_text()
 
 
 def test_mistral_7b_has_the_values_of_wronai(target: Path) -> None:

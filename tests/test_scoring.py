@@ -217,10 +217,12 @@ def test_answers_are_scored_in_every_turn_and_without_what_closes_them(
         ]
     expected = 0.0
     for context, answer in zip(contexts, texts[1::2], strict=True):
-        ids, target = (
-            tokenizer.encode(text, add_special_tokens=False) for text in (context, answer if chat else f" {answer}")
+        ids, whole = (
+            tokenizer.encode(text, add_special_tokens=False)
+            for text in (context, context + (answer if chat else f" {answer}"))
         )
-        expected += scoring.nats(merged, ids, target, 256)
+        assert whole[: len(ids)] == ids
+        expected += scoring.nats(merged, ids, whole[len(ids) :], 256)
     assert found["nats"] == pytest.approx(expected, rel=1e-5)
     assert found["bytes"] == sum(len(text.encode()) for text in texts[1::2])
 
@@ -265,6 +267,15 @@ def test_the_interval_is_that_of_pairs_and_repeats() -> None:
     assert found["relative"] == pytest.approx(found["tuned"] / found["base"] - 1)
     assert found == scoring.compare_bits(frame, tuned, 500, 7)
     assert (found["texts"], found["bytes"]) == (40, 16000)
+
+
+def test_a_sample_is_drawn_from_all_rows_by_its_seed() -> None:
+    rows = [{"id": number} for number in range(200)]
+    drawn = [scoring.sample(rows, 60, seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len({row["id"] for row in drawn[0]}) == 60
+    assert max(row["id"] for row in drawn[0]) > 150 > 50 > min(row["id"] for row in drawn[0])
+    assert scoring.sample(rows[:3], 60, 1) != [] and len(scoring.sample(rows[:3], 60, 1)) == 3
 
 
 def test_xz_is_given_the_same_bytes() -> None:

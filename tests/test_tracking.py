@@ -1,9 +1,14 @@
 """Stages are recorded in metrics/ and in MLflow, and a store that is away stops nothing."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,6 +112,52 @@ def test_a_store_that_is_away_costs_one_warning_and_loses_nothing(project: Path)
     assert store.sync() == 0
     (found,) = runs(project)
     assert found.info.status == "FINISHED" and found.data.metrics["rows"] == 3 and found.data.metrics["loss"] == 2.5
+
+
+@pytest.fixture
+def server(project: Path) -> Iterator[tuple[str, int, str]]:
+    """A real MLflow server: its address, its process group to kill, and the store behind it."""
+    store = f"sqlite:///{project / 'server.db'}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["mlflow", "server", "--backend-store-uri", store, "--port", str(port), "--workers", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=project, env={**os.environ, **tracking.QUIET}, start_new_session=True
+    )
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            assert process.poll() is None, "the MLflow server ended"
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process.pid, store
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_server_that_goes_away_in_the_middle_of_a_run_gets_what_it_missed(
+    project: Path, server: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, group, store = server
+    body = f"import os; os.killpg({group}, 9); report.log(2, loss=1.5); report.log(3, loss=0.5)"
+    done = run(project, body=body, MLFLOW_TRACKING_URI=address)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the MLflow store did not answer") == 1
+    assert (project / "metrics/first.json").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert tracking._Store(project, CONFIG.tracking.experiment).sync() == 1
+    client = MlflowClient(store)
+    (found,) = client.search_runs([found.experiment_id for found in client.search_experiments()])
+    assert found.info.status == "FINISHED" and found.data.metrics["rows"] == 3
+    assert [(point.step, point.value) for point in client.get_metric_history(found.info.run_id, "loss")] == [
+        (1, 2.5),
+        (2, 1.5),
+        (3, 0.5),
+    ]
 
 
 def test_a_killed_stage_is_closed_by_the_next_sync(project: Path) -> None:

@@ -53,6 +53,7 @@ MERGE = params.Merge(
 EVALUATE = params.Evaluate(
     include_path="data/sample/benchmarks",
     tasks=["wronai_grammar"],
+    dtype="float32",
     num_fewshot=0,
     batch_size=4,
     max_length=64,

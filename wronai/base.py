@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, Mistra
 from transformers.utils.logging import disable_progress_bar
 
 from wronai import params, tokens, training
+from wronai.progress import Progress
 
 FILES = (
     "*.safetensors",
@@ -76,8 +77,13 @@ def from_scratch(
 
     Raises ValueError if the texts do not fill one block.
     """
+    size = sum(len(text.encode()) for text in texts)
+    print(f"training a tokenizer on {len(texts):,} documents, {size:,} bytes", flush=True)
     tokenizer = train_tokenizer(texts, settings.vocab_size)
-    blocks, held_out = (_blocks(tokenizer, split, settings.block_size) for split in (texts, validation))
+    print(f"encoding them with its {len(tokenizer):,} tokens", flush=True)
+    (blocks, tokens_in), (held_out, _) = (
+        _blocks(tokenizer, split, settings.block_size) for split in (texts, validation)
+    )
     if not blocks or not held_out:
         raise ValueError(
             f"the clean documents hold {len(blocks)} training and {len(held_out)} validation blocks of "
@@ -126,25 +132,32 @@ def from_scratch(
             what="pre-training",
             log=log,
         )
-    loss = training.mean_loss(model, held_out, pad)
+    progress = Progress("validation", len(held_out), "blocks")
+    loss = training.mean_loss(model, held_out, pad, progress)
+    progress.close()
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {
         "parameters": model.num_parameters(),
         "vocab_size": len(tokenizer),
-        "tokens_seen": settings.max_steps * settings.per_device_train_batch_size * settings.block_size,
         "documents": len(texts),
+        "tokens": tokens_in,
+        "tokens_in_blocks": len(blocks) * settings.block_size,
+        "tokens_seen": settings.max_steps * settings.per_device_train_batch_size * settings.block_size,
         "validation_loss": loss,
     }
 
 
-def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> list[dict[str, list[int]]]:
-    """The texts one after another, each between its begin and end token, cut into full blocks of `size` tokens."""
+def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> tuple[list[dict[str, list[int]]], int]:
+    """The texts one after another, each between its begin and end token, cut into full blocks of `size` tokens.
+
+    Beside the blocks the tokens of the whole stream, of which the last, fewer than `size`, may fill no block.
+    """
     stream: list[int] = []
     for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []:
         stream += [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     cut = [stream[start : start + size] for start in range(0, len(stream) - size + 1, size)]
-    return [{"input_ids": block, "labels": block, "position_ids": list(range(size))} for block in cut]
+    return [{"input_ids": block, "labels": block, "position_ids": list(range(size))} for block in cut], len(stream)
 
 
 def from_local(path: Path, out: Path) -> None:
@@ -210,8 +223,13 @@ def check(path: Path) -> dict[str, float | int]:
     return {"parameters": model.num_parameters(), "vocab_size": rows}
 
 
+def device() -> str:
+    """Where a model runs: on the GPU that torch sees, if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: Any) -> Any:
-    """The model in the folder `path`; on the device "meta" only its shape.
+    """The model in the folder `path`, on the CPU unless `device` is given; on the device "meta" only its shape.
 
     Raises ValueError if it cannot be loaded, or lacks a weight: transformers would start that at random and say so in a
     log alone.
@@ -230,6 +248,7 @@ def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: A
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            device_map={"": device} if device else None,
             **options,
         )
     except Exception as error:  # a damaged file raises whatever its format's library raises

@@ -612,7 +612,7 @@ def _read_benchmark(path: Path, n: int) -> Benchmark:
         if not line.strip():
             continue
         try:
-            texts = [content_key(value).split() for value in json.loads(line).values() if isinstance(value, str)]
+            texts = [content_key(text).split() for value in json.loads(line).values() for text in _texts_in(value)]
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path} line {number} is no JSON object ({error}); evaluate.include_path names its folder"
@@ -623,6 +623,11 @@ def _read_benchmark(path: Path, n: int) -> Benchmark:
         too_short += not found
         ngrams.update(found)
     return Benchmark(path.stem, items, too_short, ngrams)
+
+
+def _texts_in(value: Any) -> list[str]:
+    """The texts of a field: itself, or its choices."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
 
 
 class Contamination:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -110,13 +109,6 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
     """The rows of a table that `write_table` wrote; errors as in `checked_table`."""
     rows: list[Row] = pq.read_table(checked_table(path, schema, made_by)).to_pylist()
     return rows
-
-
-def write_json(value: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def split_of(content: str, seed: int, share_validation: float, share_test: float) -> str:

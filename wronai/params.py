@@ -231,6 +231,7 @@ class Merge(Section):
 class Evaluate(Section):
     include_path: str
     tasks: Annotated[list[str], Field(min_length=1)]
+    dtype: Literal["float32", "bfloat16", "float16"]
     num_fewshot: Annotated[int, Field(ge=0)]
     batch_size: Positive
     max_length: Annotated[int, Field(ge=16)]
@@ -271,6 +272,8 @@ class Params(Section):
                 wrong.append(
                     f"finetune.quantization.bnb_4bit_compute_dtype is {compute!r}; numerics: pinned needs 'float32'"
                 )
+            if self.evaluate.dtype != "float32":
+                wrong.append(f"evaluate.dtype is {self.evaluate.dtype!r}; numerics: pinned needs 'float32'")
             if self.finetune.optim != "adamw_torch_fused":
                 wrong.append(f"finetune.optim is {self.finetune.optim!r}; numerics: pinned needs 'adamw_torch_fused'")
         if self.model.base == "scratch":

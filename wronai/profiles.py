@@ -24,6 +24,7 @@ def apply(profile: Path, target: Path) -> str:
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), _null)
     before = target.read_text(encoding="utf-8")
     values = yaml.load(before)
     _overlay(values, overlay, profile.name)
@@ -35,6 +36,11 @@ def apply(profile: Path, target: Path) -> str:
     return "".join(
         difflib.unified_diff(before.splitlines(True), after.splitlines(True), target.name, profile.name, n=0)
     )
+
+
+def _null(representer: Any, _: None) -> Any:
+    """As params.yaml spells it; ruamel would leave the place empty."""
+    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _overlay(values: Any, overlay: Mapping[str, Any], name: str, prefix: str = "") -> None:

@@ -40,8 +40,7 @@ def load_quantized(path: Path, tokenizer: Any, quantization: params.Quantization
         bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=compute,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = base.load(path, compute, quantization_config=config, device_map={"": device})
+    model = base.load(path, compute, base.device(), quantization_config=config)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On a CPU with AVX512-BF16, bitsandbytes repacks a layer at its first evaluation for a bfloat16 kernel

@@ -113,16 +113,21 @@ def nats(model: Any, context: Sequence[int], target: Sequence[int], max_length: 
     return total
 
 
+def sample(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` of the `rows`, or all if there are fewer, drawn by `seed`: rows come sorted, so the first are alike."""
+    drawn = np.random.Generator(np.random.PCG64(seed)).permutation(len(rows))[:count]
+    return [rows[row] for row in drawn]
+
+
 def score_documents(model: Any, tokenizer: Any, documents: Sequence[dict[str, Any]], max_length: int) -> pd.DataFrame:
     """Columns id, nats, bytes: each text after the begin token, with its UTF-8 bytes."""
-    progress = Progress("documents", len(documents), "documents")
+    sizes = [len(document["text"].encode()) for document in documents]
+    progress = Progress("documents", sum(sizes), "bytes")
     rows = []
-    for document in documents:
+    for document, size in zip(documents, sizes, strict=True):
         ids = tokenizer(document["text"], add_special_tokens=False)["input_ids"]
-        rows.append(
-            (document["id"], nats(model, [tokenizer.bos_token_id], ids, max_length), len(document["text"].encode()))
-        )
-        progress.add(1)
+        rows.append((document["id"], nats(model, [tokenizer.bos_token_id], ids, max_length), size))
+        progress.add(size)
     progress.close()
     return pd.DataFrame(rows, columns=["id", "nats", "bytes"])
 
@@ -141,14 +146,11 @@ def score_answers(
         total, size = 0.0, 0
         for end in range(2, len(example["messages"]) + 1, 2):
             turns, answer = example["messages"][: end - 1], example["messages"][end - 1]["content"]
-            if chat:
-                asked = tokenizer.apply_chat_template(
-                    turns, register=example["register"], add_generation_prompt=True, tokenize=False
-                )
-                spoken = answer
-            else:
-                asked, spoken = tokenizer.bos_token + plain(turns), f" {answer}"
-            context, both = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, asked + spoken))
+            before = asked(tokenizer, turns, example["register"], chat=chat)
+            spoken = answer if chat else f" {answer}"
+            context, both = (
+                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + spoken)
+            )
             target = both[len(context) :]  # by itself a tokenizer might give it a leading space of its own
             context = context[-max(1, max_length - len(target)) :]
             total += nats(model, context, target, max_length)
@@ -157,6 +159,13 @@ def score_answers(
         progress.add(1)
     progress.close()
     return pd.DataFrame(rows, columns=["id", "nats", "bytes"])
+
+
+def asked(tokenizer: Any, turns: Sequence[prompt.Message], register: prompt.Register, *, chat: bool) -> str:
+    """The text after which an answer to the last of `turns` comes: in the WronAI format with `chat`, else plain."""
+    if not chat:
+        return str(tokenizer.bos_token) + plain(turns)
+    return str(tokenizer.apply_chat_template(turns, register=register, add_generation_prompt=True, tokenize=False))
 
 
 def plain(turns: Sequence[prompt.Message]) -> str:
@@ -203,6 +212,8 @@ def xz_bits_per_byte(texts: Iterable[str]) -> float:
 def answer(model: Any, tokenizer: Any, prompts: Sequence[str], settings: params.Evaluate, seed: int) -> list[list[int]]:
     """The ids that `model` generates after each of `prompts`, up to and with its end token, padding left out."""
     torch.manual_seed(seed)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # it stands on the left and is masked
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
     progress = Progress("answering", len(prompts), "questions")
     answers: list[list[int]] = []

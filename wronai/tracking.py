@@ -58,8 +58,10 @@ class Record:
     ended: int | None = None
     status: str = "RUNNING"
     run_id: str | None = None
+    described: bool = False  # whether the store has the parameters
     metrics: dict[str, float] = field(default_factory=dict)
     history: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, step, ms since 1970
+    logged: int = 0  # how many points of the history the store has
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def is_alive(self) -> bool:
@@ -91,9 +93,8 @@ class Report:
     def log(self, step: int, **values: float) -> None:
         """Add a point to each live curve in MLflow, such as the loss at optimizer step `step`."""
         now = int(time.time() * 1000)
-        points = [(key, float(value), step, now) for key, value in values.items()]
-        self._record.history += points
-        self._store.log(self._record, points)
+        self._record.history += [(key, float(value), step, now) for key, value in values.items()]
+        self._store.log(self._record)
 
     def measure(self, **values: float) -> None:
         """Note what differs from run to run (seconds, tokens/s, bytes of memory): for MLflow, not for metrics/."""
@@ -222,9 +223,9 @@ class _Store:
         self._try(lambda: self._create(record))
         self._keep(record)
 
-    def log(self, record: Record, points: list[tuple[str, float, int, int]]) -> None:
-        if record.run_id and not self._away:
-            self._try(lambda: self._points(record.run_id, points))
+    def log(self, record: Record) -> None:
+        if record.run_id:
+            self._try(lambda: self._catch_up(record))
 
     def close(self, record: Record) -> None:
         self._keep(record)
@@ -269,9 +270,8 @@ class _Store:
 
     def _mirror(self, record: Record) -> None:
         """Bring the store up to `record`, then forget it."""
-        if record.run_id is None:
-            self._create(record)
-            self._points(record.run_id, record.history)
+        self._create(record)
+        self._catch_up(record)
         now = record.ended or int(time.time() * 1000)
         if record.tags["wronai.kind"] == "parent":
             self._adopt(record)
@@ -304,11 +304,19 @@ class _Store:
         from mlflow.entities import Param
 
         client = self._connect()
-        run = client.create_run(self._experiment_id, record.started, record.tags, record.name)
-        record.run_id = run.info.run_id
-        pairs = [Param(key, str(value)[:VALUE_LIMIT]) for key, value in record.params.items()]
-        for start in range(0, len(pairs), 100):  # the most that one request takes
-            client.log_batch(record.run_id, params=pairs[start : start + 100])
+        if record.run_id is None:
+            run = client.create_run(self._experiment_id, record.started, record.tags, record.name)
+            record.run_id = run.info.run_id
+        if not record.described:
+            pairs = [Param(key, str(value)[:VALUE_LIMIT]) for key, value in record.params.items()]
+            for start in range(0, len(pairs), 100):  # the most that one request takes
+                client.log_batch(record.run_id, params=pairs[start : start + 100])
+            record.described = True
+
+    def _catch_up(self, record: Record) -> None:
+        """Give the store the points of the history that it lacks: a server may go away in the middle of a run."""
+        self._points(record.run_id, record.history[record.logged :])
+        record.logged = len(record.history)
 
     def _points(self, run_id: str | None, points: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric

@@ -42,8 +42,8 @@ def collate(rows: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, to
 
 
 @torch.no_grad()
-def mean_loss(model: Any, blocks: Any, pad_token_id: int) -> float:
-    """Cross entropy in nats per supervised token of `blocks`, each token counting the same."""
+def mean_loss(model: Any, blocks: Any, pad_token_id: int, progress: Progress | None = None) -> float:
+    """Cross entropy in nats per supervised token of `blocks`, each token counting the same; `progress` counts blocks."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -52,6 +52,8 @@ def mean_loss(model: Any, blocks: Any, pad_token_id: int) -> float:
         supervised = int((batch["labels"][:, 1:] != tokens.IGNORED).sum())
         total += float(model(**batch, use_cache=False).loss) * supervised
         count += supervised
+        if progress:
+            progress.add(1)
     model.train(was_training)
     return total / count
 
