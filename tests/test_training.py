@@ -72,7 +72,7 @@ def test_collate_pads_at_the_end_with_ignored_labels_and_restarted_positions() -
     found = training.collate(rows, pad_token_id=9)
     assert found["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
     assert found["labels"].tolist() == [[-100, 6, 7], [-100, -100, -100]]
-    assert found["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+    assert found["position_ids"].tolist() == [[0, 1, 2], [0, 0, 1]]
     assert {value.dtype for value in found.values()} == {torch.int64}
 
 

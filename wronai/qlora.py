@@ -16,12 +16,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig
 
-from wronai import base, params, tokens, training
+from wronai import attention, base, params, tokens, training
 
 # What else than data and parameters determines a training: a checkpoint of other code or libraries is not gone on from.
 VERSIONS = (
     *(metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")),
-    *(Path(inspect.getfile(module)) for module in (base, tokens, training)),
+    *(Path(inspect.getfile(module)) for module in (attention, base, tokens, training)),
     Path(__file__),
 )
 
@@ -74,13 +74,17 @@ def add_rows(model: Any, tokenizer: Any, path: Path, seed: int) -> None:
 
 
 def attach(model: Any, tokenizer: Any, settings: params.Finetune) -> Any:
-    """`model` with LoRA on `settings.lora.target_modules`, and with the ten tokens' embedding and head rows trained."""
+    """`model` with LoRA on `settings.lora.target_modules`, and with the ten tokens' embedding and head rows trained.
+
+    From here on it attends by `attention.packed`: it takes packed blocks alone.
+    """
     model = prepare_model_for_kbit_training(
         model,
         use_gradient_checkpointing=settings.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     model.config.use_cache = False
+    model.set_attn_implementation(attention.NAME)
     added = tokens.added_ids(tokenizer)
     return get_peft_model(
         model,

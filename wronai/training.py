@@ -32,18 +32,20 @@ class Outcome:
 
 
 def collate(rows: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Blocks as int64 tensors of shape (rows, longest), padded at the end with a position that starts again at 0."""
+    """Blocks as int64 tensors of shape (rows, longest), padded at the end with positions that start again at 0."""
     longest = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": pad_token_id, "labels": tokens.IGNORED, "position_ids": 0}
-    return {
-        key: torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])
-        for key, value in fill.items()
-    }
+    padded: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in rows:
+        missing = longest - len(row["input_ids"])
+        padded["input_ids"].append(row["input_ids"] + [pad_token_id] * missing)
+        padded["labels"].append(row["labels"] + [tokens.IGNORED] * missing)
+        padded["position_ids"].append([*row["position_ids"], *range(missing)])
+    return {key: torch.tensor(values) for key, values in padded.items()}
 
 
 @torch.no_grad()
 def mean_loss(model: Any, blocks: Any, pad_token_id: int, progress: Progress | None = None) -> float:
-    """Cross entropy in nats per supervised token of `blocks`, each token counting the same; `progress` counts blocks."""
+    """Cross entropy in nats per supervised token of `blocks`, each token counting the same."""
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
