@@ -39,4 +39,4 @@ ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui
 
 clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
-	rm -rf .venv data/raw data/clean data/tokens data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints
+	rm -rf .venv data/raw data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints

@@ -10,10 +10,11 @@ from wronai import corpus, numerics, params, tracking
 
 
 def evaluate_benchmarks(
-    base: Path, merged: Path, clean: Path, settings: params.Evaluate, seed: int, samples: Path
+    base: Path, merged: Path, clean: Path, settings: params.Evaluate, seed: int, scores: Path, samples: Path
 ) -> dict[str, Any]:
     """Score the models in the folders `base` and `merged`, and write the answers to read to the JSON Lines `samples`.
 
+    Every single score of both goes to the folder `scores`: benchmarks, documents and answers, each a Parquet file.
     The tuned model is asked in the WronAI format by its own chat template, the base in plain text. One model is held at
     a time. Raises ValueError if there is nothing held out to score them on.
     """
@@ -68,9 +69,16 @@ def evaluate_benchmarks(
                 "base": of_base,
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    scores.mkdir(parents=True, exist_ok=True)
+    for kind, found, on in (
+        ("benchmarks", items, ["task", "item", "metric"]),
+        ("documents", on_documents, ["id", "bytes"]),
+        ("answers", on_answers, ["id", "bytes"]),
+    ):
+        scoring.paired(found["base"], found["tuned"], on).to_parquet(scores / f"{kind}.parquet", index=False)
     bits = {
-        kind: scoring.compare_bits(scores["base"], scores["tuned"], settings.bootstrap_resamples, seed)
-        for kind, scores in (("documents", on_documents), ("answers", on_answers))
+        kind: scoring.compare_bits(found["base"], found["tuned"], settings.bootstrap_resamples, seed)
+        for kind, found in (("documents", on_documents), ("answers", on_answers))
     }
     lengths = [len(ids) for ids in answers["tuned"]]
     return {
@@ -94,6 +102,7 @@ if __name__ == "__main__":
             Path("data/clean"),
             config.evaluate,
             config.seed,
+            Path("data/scores"),
             Path("metrics/samples.jsonl"),
         )
         report(metrics)

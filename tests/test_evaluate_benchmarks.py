@@ -1,7 +1,9 @@
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -25,7 +27,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(base_folder: Path, merged: Path, clean: Path, out: Path, **changes: Any) -> dict[str, Any]:
     numerics.deterministic("pinned", tiny.SEED)
     settings: params.Evaluate = tiny.EVALUATE.model_copy(update=changes)
-    return evaluate_benchmarks(base_folder, merged, clean, settings, tiny.SEED, out / "metrics" / "samples.jsonl")
+    return evaluate_benchmarks(
+        base_folder, merged, clean, settings, tiny.SEED, out / "scores", out / "metrics" / "samples.jsonl"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,18 @@ def test_bits_per_byte_are_those_of_each_model_in_its_own_format(
     assert 1 < bits["documents_xz"] < 8
 
 
+def test_every_single_score_is_kept(evaluated: Evaluated) -> None:
+    out, metrics = evaluated
+    for kind in ("documents", "answers"):
+        table = pd.read_parquet(out / f"scores/{kind}.parquet")
+        for name in ("base", "tuned"):
+            bits = table[f"nats_{name}"].sum() / math.log(2) / table["bytes"].sum()
+            assert metrics["bits_per_byte"][kind][name] == pytest.approx(bits)
+    items = pd.read_parquet(out / "scores/benchmarks.parquet").query("metric == 'acc'")
+    assert items["value_tuned"].mean() == pytest.approx(metrics["benchmarks"]["wronai_grammar"]["acc"]["tuned"])
+    assert items["item"].is_unique
+
+
 def test_the_samples_can_be_read(evaluated: Evaluated) -> None:
     out, metrics = evaluated
     lines = (out / "metrics/samples.jsonl").read_text(encoding="utf-8").splitlines()
@@ -92,7 +108,10 @@ def test_a_second_evaluation_says_the_same(
     evaluated: Evaluated, base_folder: Path, merged_folder: Path, clean: Path, tmp_path: Path
 ) -> None:
     assert run(base_folder, merged_folder, clean, tmp_path) == evaluated[1]
-    for name in ("metrics/samples.jsonl",):
+    for name in (
+        "metrics/samples.jsonl",
+        *(f"scores/{kind}.parquet" for kind in ("benchmarks", "documents", "answers")),
+    ):
         assert (tmp_path / name).read_bytes() == (evaluated[0] / name).read_bytes()
 
 

@@ -71,7 +71,7 @@ def benchmarks(model: Any, tokenizer: Any, settings: params.Evaluate, seed: int,
 
 def compare(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int]]]:
     """By task and metric: mean and standard error of both models over the same items, and of the paired difference."""
-    both = _paired(base, tuned, ["task", "item", "metric"])
+    both = paired(base, tuned, ["task", "item", "metric"])
     found: dict[str, dict[str, dict[str, float | int]]] = {}
     for (task, metric), rows in both.groupby(["task", "metric"]):
         before, after = (rows[f"value_{name}"].to_numpy(np.float64) for name in ("base", "tuned"))
@@ -83,7 +83,7 @@ def compare(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, dict
     return found
 
 
-def _paired(base: pd.DataFrame, tuned: pd.DataFrame, on: list[str]) -> pd.DataFrame:
+def paired(base: pd.DataFrame, tuned: pd.DataFrame, on: list[str]) -> pd.DataFrame:
     """A row for each thing that both were scored on. Raises ValueError if one was scored on more than the other."""
     both = base.merge(tuned, on=on, suffixes=("_base", "_tuned"), validate="one_to_one")
     if not len(both) == len(base) == len(tuned):
@@ -184,7 +184,7 @@ def compare_bits(base: pd.DataFrame, tuned: pd.DataFrame, resamples: int, seed: 
 
     The interval is a percentile bootstrap that resamples texts, keeping each text's two scores together.
     """
-    both = _paired(base, tuned, ["id", "bytes"])
+    both = paired(base, tuned, ["id", "bytes"])
     columns = [both[name].to_numpy(np.float64) for name in ("nats_base", "nats_tuned", "bytes")]
     draws = np.random.Generator(np.random.PCG64(seed)).integers(0, len(both), (resamples, len(both)))
     in_base, in_tuned, size = (column[draws].sum(axis=1) for column in columns)
