@@ -33,11 +33,11 @@ def evaluate_benchmarks(
     for path in (base, merged):
         base_model.check(path)  # before hours go into the first of the two
     asked = scoring.sample(examples, settings.generations, seed)
-    items, on_documents, on_answers, answers = {}, {}, {}, {}
+    items, on_documents, on_answers, answers, tokenizers = {}, {}, {}, {}, {}
     for name, path in (("base", base), ("tuned", merged)):
         print(f"evaluating the {name} model", flush=True)
         chat = name == "tuned"
-        tokenizer = tokens.load(path)
+        tokenizer = tokenizers[name] = tokens.load(path)
         model = base_model.load(path, getattr(torch, settings.dtype), device=base_model.device()).eval()
         items[name] = scoring.benchmarks(model, tokenizer, settings, seed, chat=chat)
         on_documents[name] = scoring.score_documents(model, tokenizer, documents, settings.max_length)
@@ -49,11 +49,10 @@ def evaluate_benchmarks(
         answers[name] = scoring.answer(model, tokenizer, prompts, settings, seed)
         del model
     before, after = (
-        [tokens.load(path).decode(ids, skip_special_tokens=True) for ids in answers[name]]
-        for name, path in (("base", base), ("tuned", merged))
+        [tokenizers[name].decode(ids, skip_special_tokens=True) for ids in answers[name]] for name in answers
     )
     closed = [
-        scoring.is_closed(ids, tokenizer, example["register"])
+        scoring.is_closed(ids, tokenizers["tuned"], example["register"])
         for ids, example in zip(answers["tuned"], asked, strict=True)
     ]
     samples.parent.mkdir(parents=True, exist_ok=True)
