@@ -2,58 +2,112 @@
 
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+DATE = "2024-05-17T21:30:00.000Z"  # of the commit
+
 
 @contextmanager
-def serve(folder: Path, repository: str, revision: str, refusals: dict[str, tuple[int, str]]) -> Iterator[str]:
-    """The address of a hub whose `repository` holds the files of `folder` at the commit `revision`.
+def serve(
+    folder: Path,
+    repository: str,
+    revision: str,
+    refusals: Mapping[str, tuple[int, str]],
+    *,
+    large: Sequence[str] = (),
+    instead: Mapping[str, bytes] | None = None,
+    cuts: dict[str, list[int]] | None = None,
+    gated: Sequence[str] = (),
+    log: list[tuple[str, str, dict[str, str]]] | None = None,
+) -> Iterator[str]:
+    """The address of a hub whose `repository`, of models and of data, holds the files of `folder` at `revision`.
 
-    For each repository in `refusals` it answers with that status and error code, and for all others with 404.
+    For each repository in `refusals` it answers with that status and error code, and for all others with 404. By
+    their name in the repository, files in `large` are kept as LFS keeps them, in `instead` come with other bytes, in
+    `cuts` are cut off after so many bytes, once for each, and in `gated` come only with the token "hf_right". Method,
+    path and headers of each request go to `log`.
     """
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            files, tree = f"/{repository}/resolve/{revision}/", f"/api/models/{repository}/tree/"
-            refused = [refusal for name, refusal in refusals.items() if f"/{name}/" in path]
+            if log is not None:
+                log.append((self.command, path, dict(self.headers.items())))
+            refused = [refusal for name, refusal in refusals.items() if f"/{name}/" in f"{path}/"]
             if refused:
                 status, code = refused[0]
                 self._reply(status, b"", {"X-Error-Code": code})
-            elif path == tree + revision:
-                listed = [
-                    {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _digest(file.read_bytes())}
-                    for file in sorted(folder.iterdir())
-                ]
-                self._reply(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
-            elif path.startswith(tree):
-                self._reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            elif path.startswith(files) and (folder / path.removeprefix(files)).is_file():
-                content = (folder / path.removeprefix(files)).read_bytes()
-                self._reply(200, content, {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": revision})
+            elif match := re.fullmatch(rf"/api/(?:models|datasets)/{repository}(?:/(tree|revision)/([^/]+))?", path):
+                kind, asked = match[1], match[2] or revision
+                if asked != revision:
+                    self._reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                else:
+                    about = {"id": repository, "sha": revision, "lastModified": DATE, "siblings": []}
+                    self._json(self._tree() if kind == "tree" else about)
+            elif match := re.fullmatch(rf"(?:/datasets)?/{repository}/resolve/{revision}/(.+)", path):
+                self._file(match[1])
             else:
                 self._reply(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         do_HEAD = do_GET
 
-        def _reply(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        def _tree(self) -> list[dict[str, object]]:
+            listed: list[dict[str, object]] = []
+            for path in sorted(folder.rglob("*"), reverse=True):  # in no order to rely on
+                name = path.relative_to(folder).as_posix()
+                if path.is_dir():
+                    listed.append({"type": "directory", "path": name, "size": 0, "oid": "0" * 40})
+                    continue
+                content = path.read_bytes()
+                entry: dict[str, object] = {"type": "file", "path": name, "size": len(content), "oid": _blob(content)}
+                if name in large:
+                    entry["lfs"] = {"oid": _sha256(content), "size": len(content), "pointerSize": 134}
+                listed.append(entry)
+            return listed
+
+        def _file(self, name: str) -> None:
+            if not (folder / name).is_file():
+                self._reply(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
+            if name in gated and self.headers.get("Authorization") != "Bearer hf_right":
+                self._reply(401, b"", {"X-Error-Code": "GatedRepo"})
+                return
+            content = (folder / name).read_bytes()
+            etag = _sha256(content) if name in large else _blob(content)
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": revision}
+            content = (instead or {}).get(name, content)
+            status = 200
+            if (asked := self.headers.get("Range")) and self.headers.get("If-Range", headers["ETag"]) == headers[
+                "ETag"
+            ]:
+                first = int(asked.removeprefix("bytes=").split("-")[0])
+                headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+                status, content = 206, content[first:]
+            coming = (cuts or {}).get(name)
+            self._reply(status, content, headers, coming.pop(0) if coming and self.command == "GET" else None)
+
+        def _json(self, content: object) -> None:
+            self._reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+
+        def _reply(self, status: int, content: bytes, headers: dict[str, str], cut: int | None = None) -> None:
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
-                self.wfile.write(content)
+                self.wfile.write(content[:cut])
 
         def log_message(self, *_: object) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
@@ -61,5 +115,10 @@ def serve(folder: Path, repository: str, revision: str, refusals: dict[str, tupl
         server.server_close()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
+def _blob(content: bytes) -> str:
+    """The id that git gives a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -25,3 +25,16 @@ def test_a_log_gets_a_line_only_now_and_then() -> None:
     assert out.getvalue() == ""
     line.close()
     assert re.fullmatch(r"reading \| 1,000 documents \| [\d,]+ documents/s \| 0 s\n", out.getvalue())
+
+
+def test_a_total_that_only_shows_underway_counts_from_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 20.0, 20.0, 40.0, 40.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    out = io.StringIO()
+    line = progress.Progress("download", None, "bytes", out)
+    line.add(1000)
+    line.expect(3000)
+    line.add(1000)
+    assert out.getvalue() == (
+        "download | 1,000 bytes | 50 bytes/s | 20 s\ndownload | 2,000 of 4,000 bytes | 50 bytes/s | 40 s left\n"
+    )

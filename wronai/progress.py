@@ -15,6 +15,10 @@ class Progress:
         self._done = 0
         self._started = self._shown = time.monotonic()
 
+    def expect(self, left: int | None) -> None:
+        """Take the total to be what is done and `left` units more, where it only shows underway."""
+        self._total = None if left is None else self._done + left
+
     def add(self, units: int, note: str = "") -> None:
         """Count `units` more; `note` (a loss, a file name) stands in the line."""
         self._done += units
