@@ -2,88 +2,123 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wronai import cleaning, corpus, params, tracking
+import pyarrow as pa
+
+from wronai import cleaning, contamination, corpus, params, rules_page, tracking
+from wronai.progress import Progress
 
 
 def clean_text(raw: Path, clean: Path, rules: params.Clean, seed: int, benchmarks: Path) -> dict[str, Any]:
     """Write what passes `rules` to `clean`/documents and `clean`/instructions, the rest to `clean`/rejected.parquet.
 
-    ValueError when nothing is kept, or more is dropped than `clean.max_share_dropped` allows.
+    A page to judge the rules by is `clean`/rules.html. ValueError when nothing is kept, or more is dropped than
+    `clean.max_share_dropped` allows.
     """
-    instructions_raw = corpus.read_table(raw / "instructions.parquet", corpus.INSTRUCTIONS, "download_corpus")
-    table = corpus.checked_table(raw / "documents.parquet", corpus.RAW_DOCUMENTS, "download_corpus")
-    items = cleaning.read_benchmarks(benchmarks, rules.contamination_ngram)
-    contamination = cleaning.Contamination(items)
-    documents = cleaning.clean_documents(table, rules, seed, contamination)
-    instructions = cleaning.clean_instructions(instructions_raw, rules, seed, contamination)
-    outcomes = (
-        ("documents", documents, corpus.DOCUMENTS),
-        ("instructions", instructions, corpus.INSTRUCTIONS),
-    )
-    for role, tally, _ in outcomes:
-        _check_share(role, tally, rules)
-    for role, tally, schema in outcomes:
-        for split, rows in corpus.by_split(tally.kept, tally.splits).items():
-            corpus.write_table(rows, schema, clean / role / f"{split}.parquet")
-    corpus.write_table(documents.rejected + instructions.rejected, corpus.REJECTED, clean / "rejected.parquet")
+    documents = _parts(raw / "documents", corpus.RAW_DOCUMENTS)
+    instructions = _parts(raw / "instructions", corpus.INSTRUCTIONS)
+    items = contamination.read_benchmarks(benchmarks, rules.contamination_ngram)
+    cleaner = cleaning.Cleaner(rules, seed, contamination.Matcher(items))
+    cleaning.start(rules)
+    try:
+        judged = []
+        for judge, parts, role in (
+            (cleaning.judge_documents, documents, "documents"),
+            (cleaning.judge_instructions, instructions, "instructions"),
+        ):
+            progress = Progress("cleaning", corpus.count_rows(parts), role)
+            judged.append(judge(parts, cleaner, clean / "runs" / role, progress.add))
+            progress.close()
+        for of_role in judged:
+            _check_share(of_role, rules)
+        examples = rules_page.Examples()
+        with corpus.TableWriter(clean / "rejected.parquet", corpus.REJECTED) as rejects:
+            for of_role, schema in zip(judged, (corpus.DOCUMENTS, corpus.INSTRUCTIONS), strict=True):
+                cleaning.write(of_role, schema, clean / of_role.role, rejects, examples)
+    except BaseException:
+        shutil.rmtree(clean, ignore_errors=True)
+        raise
+    shutil.rmtree(clean / "runs")
+    metrics = _metrics(judged, items)
+    histograms = [histogram for of_role in judged for histogram in of_role.histograms]
+    (clean / "rules.html").write_text(rules_page.page(metrics, histograms, examples), encoding="utf-8")
+    return metrics
+
+
+def _parts(folder: Path, schema: pa.Schema) -> list[Path]:
+    parts = corpus.checked_parts(folder, schema, "download_corpus")
+    if not corpus.count_rows(parts):
+        raise ValueError(f"the raw corpus holds no {folder.name}: expected a source of data.sources to give some")
+    return parts
+
+
+def _check_share(judged: cleaning.Judged, rules: params.Clean) -> None:
+    dropped = Counter(reason for reason in judged.reasons if reason is not None)
+    read = len(judged.reasons)
+    share = dropped.total() / read
+    if dropped.total() == read or share > rules.max_share_dropped:
+        reason, times = dropped.most_common(1)[0]
+        raise ValueError(
+            f"clean.max_share_dropped is {rules.max_share_dropped}, and cleaning dropped {dropped.total():,} of "
+            f"{read:,} {judged.role} ({share:.3f}); the reason that drops most is {reason} ({times:,}): loosen its "
+            "rule, or leave the source out of data.sources"
+        )
+
+
+def _metrics(judged: Sequence[cleaning.Judged], items: Sequence[contamination.Benchmark]) -> dict[str, Any]:
+    documents, instructions = judged
+    facts = documents.facts
+    encodings = Counter(name for name in facts.column("encoding").to_pylist() if name)
     return {
         "documents": _counts(documents),
         "instructions": _counts(instructions),
-        "masked": dict(sorted((documents.masked + instructions.masked).items())),
-        "encodings": dict(sorted(documents.encodings.items())),
-        "documents_repaired": documents.repaired,
-        "characters": sum(len(row["text"]) for row in documents.kept),
+        "masked": dict(sorted((documents.masked() + instructions.masked()).items())),
+        "encodings": dict(sorted(encodings.items())),
+        "documents_repaired": sum(facts.column("repaired").to_pylist()),
+        "documents_cut": sum(cut > 0 for cut in facts.column("cut").to_pylist()),
+        "characters_cut": sum(facts.column("cut").to_pylist()),
+        "characters": sum(facts.column("length").filter(documents.kept).to_pylist()),
         "contamination": {
             item.name: {
                 "items": item.items,
                 "items_too_short": item.items_too_short,
-                "documents": documents.contaminated[item.name],
-                "instructions": instructions.contaminated[item.name],
+                "documents": int(documents.contaminated[number]),
+                "instructions": int(instructions.contaminated[number]),
             }
-            for item in items
+            for number, item in enumerate(items)
         },
     }
 
 
-def _check_share(role: str, tally: cleaning.Tally, rules: params.Clean) -> None:
-    read = len(tally.kept) + len(tally.rejected)
-    if not read:
-        raise ValueError(f"the raw corpus holds no {role}: expected a source of data.sources to give some")
-    share = len(tally.rejected) / read
-    if not tally.kept or share > rules.max_share_dropped:
-        reason, times = Counter(row["reason"] for row in tally.rejected).most_common(1)[0]
-        raise ValueError(
-            f"clean.max_share_dropped is {rules.max_share_dropped}, and cleaning dropped {len(tally.rejected):,} of "
-            f"{read:,} {role} ({share:.3f}); the reason that drops most is {reason} ({times:,}): loosen its rule, "
-            "or leave the source out of data.sources"
-        )
-
-
-def _reasons(rejected: Iterable[corpus.Row]) -> dict[str, int]:
-    return dict(sorted(Counter(row["reason"] for row in rejected).items()))
-
-
-def _counts(tally: cleaning.Tally) -> dict[str, Any]:
-    kept, rejected = len(tally.kept), len(tally.rejected)
-    splits = Counter(tally.splits)
-    sources = sorted({row["source"] for row in (*tally.kept, *tally.rejected)})
+def _counts(judged: cleaning.Judged) -> dict[str, Any]:
+    kept, dropped = Counter[str](), Counter[tuple[str, str]]()
+    for source, reason in zip(judged.facts.column("source").to_pylist(), judged.reasons, strict=True):
+        if reason is None:
+            kept[source] += 1
+        else:
+            dropped[source, reason] += 1
+    reasons = Counter[str]()
+    for (_, reason), times in dropped.items():
+        reasons[reason] += times
+    splits = Counter(judged.splits[judged.kept.to_numpy(zero_copy_only=False)])
+    read = kept.total() + dropped.total()
     return {
-        "read": kept + rejected,
-        "kept": kept,
-        "share_dropped": round(rejected / (kept + rejected), 6),
+        "read": read,
+        "kept": kept.total(),
+        "share_dropped": round(dropped.total() / read, 6),
         **{split: splits[split] for split in corpus.SPLITS},
-        "dropped": _reasons(tally.rejected),
+        "dropped": dict(sorted(reasons.items())),
         "by_source": {
             source: {
-                "kept": sum(row["source"] == source for row in tally.kept),
-                "dropped": _reasons(row for row in tally.rejected if row["source"] == source),
+                "kept": kept[source],
+                "dropped": {reason: times for (of, reason), times in sorted(dropped.items()) if of == source},
             }
-            for source in sources
+            for source in sorted({*kept, *(of for of, _ in dropped)})
         },
     }
 

@@ -16,6 +16,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that spin for
 import tiny  # noqa: E402
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Bytes are named after their argument: packed ones hold the time, and two workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def pinned() -> None:
     """Arithmetic whose bytes repeat; for every test that computes with torch."""

@@ -81,8 +81,15 @@ def test_a_second_run_gives_the_same_bytes(
     folder, metrics = sample
     assert clean_text(folder / "raw", tmp_path, config.clean, config.seed, BENCHMARKS) == metrics
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(files) == 7
+    assert len(files) == 8
     assert [(tmp_path / file).read_bytes() for file in files] == [(folder / "clean" / f).read_bytes() for f in files]
+
+
+def test_the_page_to_judge_the_rules_by_shows_each_reason(sample: tuple[Path, dict[str, Any]]) -> None:
+    folder, metrics = sample
+    page = (folder / "clean" / "rules.html").read_text(encoding="utf-8")
+    assert [reason for reason in metrics["documents"]["dropped"] if f'<h3 id="{reason}">' not in page] == []
+    assert str(folder) not in page
 
 
 PROSE = (
@@ -97,8 +104,13 @@ def write_raw(folder: Path, *texts: str) -> Path:
     ]
     messages = [{"role": "user", "content": "Ile nóg ma pająk?"}, {"role": "assistant", "content": "Osiem."}]
     instruction = corpus.Instruction("s/i", "s", "neutral", "question", messages)
-    corpus.write_table(corpus.as_rows(documents), corpus.RAW_DOCUMENTS, folder / "documents.parquet")
-    corpus.write_table(corpus.as_rows([instruction]), corpus.INSTRUCTIONS, folder / "instructions.parquet")
+    for role, schema, items in (
+        ("documents", corpus.RAW_DOCUMENTS, documents),
+        ("instructions", corpus.INSTRUCTIONS, [instruction]),
+    ):
+        with corpus.PartsWriter(folder / role, schema) as parts:
+            for item in items:
+                parts.add(item)
     return folder
 
 

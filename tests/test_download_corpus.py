@@ -35,12 +35,12 @@ def questions(tmp_path: Path) -> dict[str, Any]:
 
 def test_all_sources_land_in_two_tables(tmp_path: Path, texts: dict[str, Any], questions: dict[str, Any]) -> None:
     run(tmp_path, texts, questions)
-    documents = corpus.read_table(tmp_path / "raw" / "documents.parquet", corpus.RAW_DOCUMENTS, "download_corpus")
+    documents = corpus.read_parts(tmp_path / "raw" / "documents", corpus.RAW_DOCUMENTS, "download_corpus")
     assert [(row["id"], row["source"], row["content"]) for row in documents] == [
         ("teksty/a.txt", "teksty", TEXT.encode()),
         ("teksty/b.html", "teksty", "<p>żółw</p>".encode("cp1250")),
     ]
-    rows = corpus.read_table(tmp_path / "raw" / "instructions.parquet", corpus.INSTRUCTIONS, "download_corpus")
+    rows = corpus.read_parts(tmp_path / "raw" / "instructions", corpus.INSTRUCTIONS, "download_corpus")
     assert [row["id"] for row in rows] == ["pytania/pytania.jsonl#000001"]
 
 
@@ -66,10 +66,15 @@ def test_the_manifest_names_licence_and_files_and_no_absolute_path(tmp_path: Pat
 
 def test_a_second_run_gives_the_same_bytes(tmp_path: Path, texts: dict[str, Any], questions: dict[str, Any]) -> None:
     run(tmp_path, texts, questions)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()}
-    assert sorted(before) == ["documents.parquet", "instructions.parquet", "manifest.json"]
+    before = contents(tmp_path / "raw")
+    assert sorted(before) == ["documents/00000.parquet", "instructions/00000.parquet", "manifest.json"]
     run(tmp_path, texts, questions)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "raw").iterdir()} == before
+    assert contents(tmp_path / "raw") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_one_bad_source_leaves_nothing_behind(tmp_path: Path, texts: dict[str, Any], questions: dict[str, Any]) -> None:

@@ -19,23 +19,14 @@ DOORS = {
     "mlflow": {"tracking"},
     "peft": {"base", "qlora", "merging", "training"},
     "bitsandbytes": {"base", "qlora", "merging", "training"},
-    "daft": {"corpus", "cleaning", "sources"},
+    "daft": {"cleaning", "duplicates"},
     "lm_eval": {"scoring"},
-    "trafilatura": {"cleaning"},
-    "ftfy": {"cleaning"},
+    "trafilatura": {"markup"},
+    "ftfy": {"decoding"},
+    "lingua": {"language"},
     "stdnum": {"personal_data"},
 }
-WITHOUT_TORCH = (
-    "params",
-    "prompt",
-    "corpus",
-    "cleaning",
-    "sources",
-    "personal_data",
-    "progress",
-    "tracking",
-    "profiles",
-)
+WITHOUT_TORCH = ("params", "prompt", "cleaning", "sources", "progress", "tracking", "profiles")
 
 
 def imports(path: Path) -> set[str]:

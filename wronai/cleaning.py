@@ -1,812 +1,460 @@
-"""The rules that decide which text is worth training on, each pure and with its reason, and the plan that runs them.
+"""The plan that keeps the text worth training on: Daft runs the rules over batches, on this machine or on a cluster.
 
-A document goes through: bytes to characters (`decode`), mark-up to text (`article`, `markdown_text`), `repair` of wrong
-code pages, `normalize`, boilerplate lines out, RULES, personal data masked, duplicates, contamination, split. What a
-rule rejects is kept with the rule's reason and the value that it measured.
+A text goes through: bytes to characters (`decoding`), mark-up to text (`markup`), `normalization`, foreign paragraphs
+out (`language`), the rules of its kind (`quality.RULES`), personal data masked, a look for benchmark items
+(`contamination`). All that a batch can decide by itself happens there; what needs all texts at once, duplicates and
+who of them stays, is decided here from a few hundred bytes a text, while the texts wait on disk. What is rejected is
+kept with its reason and the value that decided. Neither the order of the input nor the number of workers changes a byte
+of the result.
 """
 
 from __future__ import annotations
 
-import codecs
-import functools
 import hashlib
 import json
 import os
 import re
-import statistics
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ftfy
-import ftfy.badness
 import numpy as np
-import trafilatura
-from ftfy.bad_codecs import sloppy  # noqa: F401 registers sloppy-windows-1250
-from lingua import Language, LanguageDetector, LanguageDetectorBuilder
-from markdown_it import MarkdownIt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from wronai import corpus, params, personal_data
+from wronai import (
+    contamination,
+    corpus,
+    duplicates,
+    language,
+    markup,
+    normalization,
+    params,
+    personal_data,
+    quality,
+    rules_page,
+    wikimedia,
+)
+from wronai.decoding import Rejection, decode, repair
+from wronai.quality import MEASURED
 
 os.environ["DAFT_ANALYTICS_ENABLED"] = "0"  # otherwise the import itself is reported over the network
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # it counts plans; the stage counts texts
 import daft
 
-POLISH_LETTERS = "ąćęłńóśźżĄĆĘŁŃÓŚŹŻ"
 SPECIAL_TOKENS = re.compile(r"</?(?:polish|formal|informal|question|answer)>")
 HEAD = 200  # characters of a rejected text that are kept
+BATCH_BYTES = 4 << 20  # about so much text goes through the rules at once
 
-# FineWeb2's stop words for Polish (its published configuration); `min_stop_words` counts distinct ones.
-STOP_WORDS = frozenset(re.findall(r"\w+", "w i na z do się roku od a jest przez po jako oraz o został był nie"))
-# A fifth of the words of Polish prose; a page of keywords has hardly any.
-FUNCTION_WORDS = STOP_WORDS | frozenset(
-    re.findall(
-        r"\w+",
-        """
-        że to za ze dla jak ale lub tak już by co go ich jego jej są ten ta te tego tej tym tych które który która
-        których pod nad przy bez czy bo gdy kiedy gdzie więc aby żeby może można tylko także też we u mi mu my nas nam
-        ja ty on ona ono oni mnie ci cię jeszcze być było była byli będzie przed między ani niż choć jeśli jeżeli sobie
-        swoje swoją
-        """,
-    )
-)
-
-_WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-
-
-class Rejection(NamedTuple):
-    reason: str
-    value: float
-
-
-_IMPLAUSIBLE = re.compile(
-    rf"[^\x00-\x7f{POLISH_LETTERS}\u00a0\u00ad\u200b-\u200f\u2010-\u203a\u2190-\u22ff\ufeff€§©®°«»·×÷„”½¼¾²³µ…]"
-)
-_META_CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_-]{3,20})""", re.IGNORECASE)
-_OLD_CODE_PAGES = ("cp1250", "iso8859-2")
-
-
-def implausible(text: str) -> int:
-    """How many characters of `text` Polish hardly uses: letters of other alphabets, stray signs, control codes."""
-    return len(_IMPLAUSIBLE.findall(text))
-
-
-def decode(content: bytes, media_type: str) -> tuple[str, str] | Rejection:
-    """The characters of `content` and the encoding that gave them.
-
-    In order: a byte order mark, UTF-8 if it is valid, then the declared charset (of HTML), CP1250 and ISO 8859-2, of
-    which the one wins that reads most like Polish. UTF-8 with a few damaged bytes stays UTF-8.
-    """
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if content.startswith(mark):
-            return content.decode(encoding, "replace"), encoding
-    zeros = content.count(0)
-    if zeros:
-        return Rejection("undecodable", zeros / len(content))
-    try:
-        return content.decode("utf-8"), "utf-8"
-    except UnicodeDecodeError:
-        pass
-    damaged = content.decode("utf-8", "replace")
-    lost = damaged.count("\ufffd")
-    if lost * 20 <= len(re.findall(f"[{POLISH_LETTERS}]", damaged)):
-        return damaged.replace("\ufffd", ""), "utf-8"
-    readings = []
-    for encoding in (*_declared(content, media_type), *_OLD_CODE_PAGES):
-        try:
-            text = content.decode(encoding)
-        except (UnicodeDecodeError, LookupError):
-            continue
-        readings.append((implausible(text), text, encoding))
-    if not readings:
-        return Rejection("undecodable", lost / len(damaged))
-    _, text, encoding = min(readings, key=lambda reading: reading[0])
-    return text, encoding
-
-
-def _declared(content: bytes, media_type: str) -> Iterator[str]:
-    match = _META_CHARSET.search(content[:2048]) if media_type == "text/html" else None
-    if match:
-        name = match[1].decode("ascii").lower()
-        try:
-            yield codecs.lookup(name).name
-        except LookupError:
-            return
-
-
-def _misreading(read_as: str, written_in: str) -> dict[int, str]:
-    """What each character stands for when text in one single-byte code page was read as another."""
-    table = {}
-    for code in range(0x80, 0x100):
-        byte = bytes([code])
-        try:
-            seen, meant = byte.decode(read_as), byte.decode(written_in)
-        except UnicodeDecodeError:
-            continue
-        if seen != meant:
-            table[ord(seen)] = meant
-    return table
-
-
-_MISREADINGS = tuple(
-    _misreading(read_as, written_in)
-    for read_as, written_in in (
-        ("latin-1", "cp1250"),
-        ("cp1252", "cp1250"),
-        ("latin-1", "iso8859_2"),
-        ("cp1252", "iso8859_2"),
-        ("iso8859_2", "cp1250"),
-        ("cp1250", "iso8859_2"),
-    )
-)
-_SIGNS = re.compile(r"[\x80-\x9f¹³¿œŸŒ¶¼±¦¬¯£¥Æê¡ˇĽšµ˘ÊæÑñ¾»]")
-
-
-def repair(text: str) -> str:
-    """`text` with the characters that it had before a wrong code page was taken for it; sound text comes back as it is.
-
-    UTF-8 read as a single-byte page is ftfy's case, line by line. CP1250 and ISO 8859-2 read as each other or as
-    Latin-1 leave no sign that ftfy knows: there each misreading is undone on trial, and the trial stands if it removes
-    four fifths of the implausible characters and brings Polish letters that the text hardly had.
-    """
-    if ftfy.badness.is_bad(text) or "Ĺ" in text or "Ä" in text:
-        text = "\n".join(map(_repair_utf8, text.split("\n")))
-    before = len(_SIGNS.findall(text))
-    if before < 3:
-        return text
-    suspects = implausible(text) + sum(text.count(sign) for sign in "³¼½»²°µ")
-    best, best_left = text, suspects // 5 + 1
-    for table in _MISREADINGS:
-        trial = text.translate(table)
-        brought = {letter: trial.count(letter) - text.count(letter) for letter in "ąćęłńśźż"}
-        gained = sum(brought.values())
-        had = sum(text.count(letter) for letter, more in brought.items() if more > 0)
-        left = implausible(trial) + sum(trial.count(sign) for sign in "³¼½»²°µ")
-        if gained >= 3 and gained >= 4 * had and left < best_left:
-            best, best_left = trial, left
-    return best
-
-
-def _repair_utf8(line: str) -> str:
-    fixed = ftfy.fix_encoding(line)
-    if fixed == line:
-        try:
-            fixed = line.encode("sloppy-windows-1250").decode("utf-8")
-        except UnicodeError:
-            return line
-    return fixed if len(fixed) < len(line) and implausible(fixed) <= implausible(line) else line
-
-
-def article(html: str) -> tuple[str, str] | Rejection:
-    """Title and article of a web page, without navigation, notices and footer; an empty line parts paragraphs."""
-    text = trafilatura.extract(html, include_comments=False, include_tables=False, include_formatting=False)
-    if not text:
-        return Rejection("no_article", 0.0)
-    match = re.search(r"<h1[^>]*>(.*?)</h1>|<title[^>]*>(.*?)</title>", html, re.IGNORECASE | re.DOTALL)
-    title = re.sub(r"<[^>]+>|\s+", " ", (match[1] or match[2] or "")).strip() if match else ""
-    return title, re.sub(r"\n+", "\n\n", text)
-
-
-_FRONT_MATTER = re.compile(r"\A\ufeff?---\r?\n.*?\n---\s*?\n", re.DOTALL)
-# Tags of Jinja, MDX and DocFX, HTML comments: what is addressed to the tool that renders the page.
-_TEMPLATE_TAGS = re.compile(
-    r"\{%.*?%\}|\{/\*.*?\*/\}|\{\{.*?\}\}|<!--.*?-->|"
-    r"^:::.*?$|\[![\w-]+ ?\[[^\]]*\]\([^)]*\)\]|\[![\w.-]+\]|<xref:[^>]*>",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-@functools.cache
-def _markdown() -> MarkdownIt:
-    return MarkdownIt("commonmark").enable("table")
-
-
-def markdown_text(source: str) -> tuple[str, str]:
-    """Title and running text of a Markdown page: no front matter, code, tables, HTML, template tags, link targets."""
-    source = _TEMPLATE_TAGS.sub("", _FRONT_MATTER.sub("", source))
-    blocks: list[str] = []
-    title = ""
-    opened: list[str] = []
-    in_table = False
-    for token in _markdown().parse(source):
-        if token.type in ("table_open", "table_close"):
-            in_table = token.type == "table_open"
-        elif token.type == "heading_open":
-            opened.append("heading")
-        elif token.type == "heading_close":
-            opened.pop()
-        elif token.type == "inline" and not in_table:
-            text = _inline_text(token.children or []).strip()
-            if text and opened and not title:
-                title = text
-            if text:
-                blocks.append(text)
-    return title, "\n\n".join(blocks)
-
-
-def _inline_text(tokens: Iterable[Any]) -> str:
-    parts = []
-    for token in tokens:
-        if token.type in ("text", "code_inline"):
-            parts.append(token.content)
-        elif token.type == "softbreak":
-            parts.append(" ")
-        elif token.type == "hardbreak":
-            parts.append("\n")
-    return "".join(parts)
-
-
-# Soft hyphens, zero-width and bidirectional marks, control codes other than the line feed.
-_INVISIBLE = re.compile(
-    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
-)
-_SPACES = re.compile(r"[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
-_LINE_ENDS = re.compile(r"\r\n?|[\u2028\u2029\x0b\x0c\x85]")
-_HYPHENATED = re.compile(r"(?<=[^\W\d_])[-\u2010]\n(?=[a-ząćęłńóśźż])")
-_SENTENCE_END = '.!?…:;”"»*'
-_DASHES = "—–-•*"
-
-
-def normalize(text: str) -> str:
-    """`text` in NFC, without invisible characters, white space collapsed; lines and paragraphs stay. Idempotent."""
-    text = _LINE_ENDS.sub("\n", text)
-    text = re.sub(r"\u00ad *\n *", "", text)
-    text = _INVISIBLE.sub("", text.replace("\t", " "))
-    text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
-    text = re.sub(r" ?\n ?", "\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def unwrap(text: str) -> str:
-    """Prose that was broken at a fixed width, with its lines rejoined; verse, lists and prose with free lines stay.
-
-    A line was broken by the width if the next word would hardly have fitted (hardly: scanned books wrap by points, not
-    by characters). If that explains many line ends of a text whose lines reach 50 to 120 characters, and the line after
-    mostly goes on in lower case, those ends become spaces, and words hyphenated there become whole.
-    """
-    lines = text.split("\n")
-    lengths = sorted(len(line) for line in lines if line)
-    if len(lengths) < 5:
-        return _HYPHENATED.sub("", text)
-    width = lengths[int(len(lengths) * 0.95)]
-    pairs = [(line, following) for line, following in pairwise(lines) if line and following]
-    broken = [following for line, following in pairs if _is_broken(line, following, width)]
-    continued = sum(following[0].islower() for following in broken)
-    if not 50 <= width <= 120 or not broken or len(broken) < 0.4 * len(pairs) or continued < 0.6 * len(broken):
-        return _HYPHENATED.sub("", text)
-    joined = [lines[0]]
-    for line, following in pairwise(lines):
-        speaks = following[:1] in _DASHES and (not line or line[-1] in _SENTENCE_END or not following[2:3].islower())
-        if not (line and following) or speaks or not _is_broken(line, following, width):
-            joined.append("\n")
-        elif line[-1] in "-\u2010" and line[-2:-1].isalpha() and following[0].islower():
-            joined[-1] = joined[-1][:-1]
-        else:
-            joined.append(" ")
-        joined.append(following)
-    return _HYPHENATED.sub("", "".join(joined))
-
-
-def _is_broken(line: str, following: str, width: int) -> bool:
-    return len(line) + 1 + len(following.split(" ", 1)[0]) > 0.85 * width
-
-
-class Reading:
-    """A text and what several rules need of it, worked out once."""
-
-    def __init__(self, text: str, boilerplate: float = 0.0) -> None:
-        self.text = text
-        self.boilerplate = boilerplate
-
-    @functools.cached_property
-    def words(self) -> list[str]:
-        """Words in lower case: letters, with inner hyphens and apostrophes."""
-        return _WORD.findall(self.text.lower())
-
-    @functools.cached_property
-    def tokens(self) -> list[str]:
-        return self.text.split()
-
-    @functools.cached_property
-    def lines(self) -> list[str]:
-        return [line for line in self.text.split("\n") if line]
-
-
-_BOILERPLATE = re.compile(
-    r"plik\w* cookies?|ciasteczk\w+|cookies|polityk\w+ prywatności|wszelkie prawa zastrzeżone|regulamin\w*|akceptuj\w+|"
-    r"zaakceptuj\w*|wyraża\w* zgod\w+|cofn\w+ zgod\w+|zgod\w+ na przetwarzanie|"
-    r"przetwarzani\w+ (?:moich |twoich |państwa )?danych|"
-    r"danych osobowych|ustawieni\w+ przeglądarki|zaloguj się|zarejestruj się|zapisz się do newslettera|newsletter\w*|"
-    r"udostępnij|przejdź do treści|czytaj więcej|czytaj dalej|mapa strony|dodaj do koszyka|polub nas|"
-    r"strona główna|powrót do góry|administrator\w* danych|zaufanych partnerów|skontaktuj się z nami|copyright|©",
-    re.IGNORECASE,
-)
-_FOOTNOTE_MARK = re.compile(r"(?<=\S)\[\d{1,3}\]")
-WORDS_PER_PHRASE = 12  # a line with a boilerplate phrase for every so many words is boilerplate
-
-
-def is_boilerplate(line: str) -> bool:
-    """Whether a line is the furniture of a web page: a notice, a menu entry, a legal footer."""
-    phrases = len(_BOILERPLATE.findall(line))
-    return phrases > 0 and len(line.split()) <= WORDS_PER_PHRASE * phrases
-
-
-def without_boilerplate(text: str) -> tuple[str, float]:
-    """`text` without boilerplate lines and footnote marks, and the share of its characters that those lines were."""
-    lines = text.split("\n")
-    kept = [line for line in lines if not is_boilerplate(line)]
-    removed = sum(map(len, lines)) - sum(map(len, kept))
-    return normalize(_FOOTNOTE_MARK.sub("", "\n".join(kept))), removed / max(sum(map(len, lines)), 1)
-
-
-# The languages that a Polish collection meets: against fewer rivals lingua is surer than it should be.
-_LANGUAGES = (
-    Language.POLISH,
-    Language.CZECH,
-    Language.SLOVAK,
-    Language.SLOVENE,
-    Language.CROATIAN,
-    Language.ENGLISH,
-    Language.GERMAN,
-    Language.FRENCH,
-    Language.SPANISH,
-    Language.ITALIAN,
-    Language.LATIN,
-    Language.LITHUANIAN,
-    Language.HUNGARIAN,
-    Language.RUSSIAN,
-    Language.UKRAINIAN,
-)
-_WINDOW = 1500  # characters; lingua reads one at the start, the middle and the end of a long text
-
-
-@functools.cache
-def _detector() -> LanguageDetector:
-    return LanguageDetectorBuilder.from_languages(*_LANGUAGES).build()
-
-
-def polish_confidence(reading: Reading) -> float:
-    """How sure lingua is that a text is Polish, 0 to 1; of a long text the median of its start, middle and end."""
-    text = reading.text
-    starts = (0, len(text) // 2, len(text) - _WINDOW)
-    windows = [text[start : start + _WINDOW] for start in starts] if len(text) > 3 * _WINDOW else [text]
-    confidences = [_detector().compute_language_confidence(window, Language.POLISH) for window in windows]
-    return statistics.median(confidences)
-
-
-def words(reading: Reading) -> float:
-    return len(reading.tokens)
-
-
-def share_diacritics(reading: Reading) -> float:
-    """The share of Polish letters with a diacritic among the letters; about 0.07 in prose."""
-    letters = sum(map(len, reading.words))
-    return len(re.findall(f"[{POLISH_LETTERS}]", reading.text)) / max(letters, 1)
-
-
-def mean_word_length(reading: Reading) -> float:
-    return sum(map(len, reading.words)) / max(len(reading.words), 1)
-
-
-def share_alphabetic_words(reading: Reading) -> float:
-    """The share of tokens between white space that hold a letter."""
-    return sum(1 for token in reading.tokens if any(map(str.isalpha, token))) / max(len(reading.tokens), 1)
-
-
-def distinct_stop_words(reading: Reading) -> float:
-    return len(STOP_WORDS.intersection(reading.words))
-
-
-def share_function_words(reading: Reading) -> float:
-    return sum(1 for word in reading.words if word in FUNCTION_WORDS) / max(len(reading.words), 1)
-
-
-def share_duplicate_lines(reading: Reading) -> float:
-    return 1 - len(set(reading.lines)) / max(len(reading.lines), 1)
-
-
-def share_top_bigram(reading: Reading) -> float:
-    """The share of the words' characters that the most frequent pair of words takes; 0 when no pair comes twice."""
-    pairs = Counter(pairwise(reading.words))
-    if not pairs:
-        return 0.0
-    pair, times = max(pairs.items(), key=lambda item: (item[1] * (len(item[0][0]) + len(item[0][1])), item[0]))
-    return times * (len(pair[0]) + len(pair[1])) / sum(map(len, reading.words)) if times > 1 else 0.0
-
-
-class Rule(NamedTuple):
-    """Drops a text for `reason` when its `value` does not pass; `kinds` are the kinds of text that it is right for."""
-
-    reason: str
-    value: Callable[[Reading], float]
-    passes: Callable[[float, params.Clean], bool]
-    kinds: frozenset[str]
-
-
-_ALL = frozenset({"edited", "web", "verse"})
-_WEB = frozenset({"web"})
-_PROSE = frozenset({"edited", "web"})
-
-# The first that fails gives the reason, so what says most stands first.
-RULES = (
-    Rule("boilerplate", lambda reading: reading.boilerplate, lambda v, r: v <= r.max_share_boilerplate, _WEB),
-    Rule("too_short", words, lambda v, r: v >= r.min_words, _ALL),
-    Rule("too_long", words, lambda v, r: v <= r.max_words, _WEB),
-    Rule("not_polish", polish_confidence, lambda v, r: v >= r.min_language_confidence, _ALL),
-    Rule("no_diacritics", share_diacritics, lambda v, r: v >= r.min_share_diacritics, _ALL),
-    Rule("keyword_page", share_function_words, lambda v, r: v >= r.min_share_function_words, _WEB),
-    Rule("few_stop_words", distinct_stop_words, lambda v, r: v >= r.min_stop_words, _WEB),
-    Rule("short_words", mean_word_length, lambda v, r: v >= r.min_mean_word_length, _PROSE),
-    Rule("long_words", mean_word_length, lambda v, r: v <= r.max_mean_word_length, _PROSE),
-    Rule("few_letters", share_alphabetic_words, lambda v, r: v >= r.min_share_alphabetic_words, _PROSE),
-    Rule("repeated_lines", share_duplicate_lines, lambda v, r: v <= r.max_share_duplicate_lines, _WEB),
-    Rule("repeated_bigram", share_top_bigram, lambda v, r: v <= r.max_share_top_bigram, _WEB),
-)
-
-
-def judge(reading: Reading, text_kind: str, rules: params.Clean) -> Rejection | None:
-    """The first rule for this kind of text that `reading` fails, with its value; None when it passes all."""
-    for rule in RULES:
-        if text_kind in rule.kinds:
-            value = rule.value(reading)
-            if not rule.passes(value, rules):
-                return Rejection(rule.reason, value)
-    return None
+Array = np.ndarray[Any, np.dtype[Any]]
+Tick = Callable[[int], None]  # is told of so many texts more
 
 
 @dataclass
-class Cleaned:
-    """A document after the rules that look at it alone; `rejection` is None when it passed."""
+class Text:
+    """A document as characters, and what happened on the way; `rejection` says why it is none."""
 
     title: str
     text: str
     encoding: str = ""
     repaired: bool = False
-    masked: dict[str, int] = field(default_factory=dict)
+    boilerplate: float = 0.0  # share of the characters
     rejection: Rejection | None = None
 
 
-def clean_document(content: bytes, media_type: str, text_kind: str, title: str, rules: params.Clean) -> Cleaned:
-    decoded = decode(content, media_type)
+def read_document(content: bytes, media_type: str, text_kind: str, title: str, rules: params.Rules) -> Text:
+    """The running text of a document, before any rule judges it. `media_type` may declare a charset."""
+    media_type, _, charset = media_type.partition("; charset=")
+    decoded = decode(content, media_type, charset or None)
     if isinstance(decoded, Rejection):
-        return Cleaned(title, "", rejection=decoded)
+        return Text(title, "", rejection=decoded)
     characters, encoding = decoded
     if media_type == "text/html":
-        extracted = article(characters)
+        extracted = markup.article(characters)
         if isinstance(extracted, Rejection):
-            return Cleaned(title, "", encoding, rejection=extracted)
+            return Text(title, "", encoding, rejection=extracted)
         title, characters = title or extracted[0], extracted[1]
     elif media_type == "text/markdown":
-        found, characters = markdown_text(characters)
+        found, characters = markup.markdown_text(characters)
         title = title or found
+    elif media_type == "text/x-wiki":
+        characters = wikimedia.plain_text(characters)
     sound = repair(characters)
-    repaired = sound != characters
-    text = normalize(sound)
+    text = normalization.normalize(sound)
     if text_kind != "verse":
-        text = unwrap(text)
+        text = normalization.unwrap(text)
     boilerplate = 0.0
-    if text_kind == "web":
-        text, boilerplate = without_boilerplate(text)
-    title = normalize(repair(title))
-    special = SPECIAL_TOKENS.search(text)
-    rejection = Rejection("special_token", 1.0) if special else judge(Reading(text, boilerplate), text_kind, rules)
-    masked: dict[str, int] = {}
-    if rejection is None and rules.mask_personal_data:
-        text, counts = personal_data.mask(text)
-        masked = dict(counts)
-    return Cleaned(title, text, encoding, repaired, masked, rejection)
+    if rules.max_share_boilerplate is not None:
+        text, boilerplate = normalization.without_boilerplate(text)
+    title = normalization.normalize(repair(title))
+    return Text(title, text, encoding, sound != characters, boilerplate, _special_token(text))
 
 
-def clean_instruction(
-    messages: Sequence[Mapping[str, str]], rules: params.Clean
-) -> tuple[list[dict[str, str]], dict[str, int], Rejection | None]:
-    """The turns normalized and masked, what was masked, and why the whole is rejected, if it is.
+def _special_token(text: str) -> Rejection | None:
+    found = len(SPECIAL_TOKENS.findall(text))
+    return Rejection("special_token", found) if found else None
+
+
+def read_conversation(messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], Rejection | None]:
+    """The turns normalized, and why the whole is rejected, if it is.
 
     A conversation alternates user and assistant, begins with the one and ends with the other, and no turn is empty.
     """
-    turns = [{"role": turn["role"], "content": normalize(turn["content"])} for turn in messages]
+    turns = [{"role": turn["role"], "content": normalization.normalize(turn["content"])} for turn in messages]
     roles = [turn["role"] for turn in turns]
     empty = sum(not turn["content"] for turn in turns)
     if empty:
-        return turns, {}, Rejection("empty_turn", empty)
+        return turns, Rejection("empty_turn", empty)
     if not roles or len(roles) % 2 or roles != ["user", "assistant"] * (len(roles) // 2):
-        return turns, {}, Rejection("unbalanced_turns", len(roles))
-    special = sum(len(SPECIAL_TOKENS.findall(turn["content"])) for turn in turns)
-    if special:
-        return turns, {}, Rejection("special_token", special)
-    counts: Counter[str] = Counter()
-    if rules.mask_personal_data:
-        for turn in turns:
-            turn["content"], found = personal_data.mask(turn["content"])
-            counts += found
-    return turns, dict(counts), None
+        return turns, Rejection("unbalanced_turns", len(roles))
+    return turns, _special_token("\n".join(turn["content"] for turn in turns))
 
 
-def content_key(text: str) -> str:
-    """What two copies of a text share whatever their case, punctuation and spacing: its words and numbers."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+_JUDGED = {
+    "text": pa.large_string(),  # of a rejected document or of any conversation the head
+    "reason": pa.string(),
+    "value": pa.float64(),  # the one that decided
+    "values": pa.list_(pa.float64(), len(MEASURED)),  # of MEASURED; NaN where nothing was measured
+    "length": pa.int64(),  # characters
+    "key": pa.large_string(),  # content key; empty when rejected
+    "fingerprint": pa.binary(16),
+    "masked": pa.list_(pa.string()),  # a placeholder for each place
+    "shared": pa.list_(pa.int64()),  # n-grams shared with each benchmark
+}
+_DOCUMENTS = {
+    "title": pa.large_string(),
+    "encoding": pa.string(),
+    "repaired": pa.bool_(),
+    "cut": pa.int64(),
+    "split": pa.string(),
+    **_JUDGED,
+}
+_INSTRUCTIONS = {
+    "messages": corpus.MESSAGES,
+    "first": pa.string(),  # fingerprint of the first question and its answer, to the letter
+    "question": pa.string(),  # fingerprint of the words of the first question
+    **_JUDGED,
+}
 
 
-def fingerprint(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+@dataclass(frozen=True)
+class Cleaner:
+    """All that one batch can decide by itself. It travels to the processes of a cluster."""
 
+    rules: params.Clean
+    seed: int
+    matcher: contamination.Matcher
 
-def signatures(keys: Sequence[str], rules: params.Clean) -> np.ndarray[Any, np.dtype[np.uint32]]:
-    """MinHash of each content key over n-grams of words: [keys, bands * rows], uint32. Daft works it out."""
-    frame = daft.from_pydict({"position": list(range(len(keys))), "key": list(keys)})
-    signature = daft.functions.minhash(
-        daft.col("key"), num_hashes=rules.minhash_bands * rules.minhash_rows, ngram_size=rules.minhash_ngram
-    )
-    table = frame.select("position", signature.alias("signature")).sort("position").to_arrow()
-    column = table.column("signature").combine_chunks()
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.uint32).reshape(len(keys), -1)
+    def documents(self, content: pa.Array, media_type: pa.Array, text_kind: pa.Array, title: pa.Array) -> pa.Array:
+        kinds = text_kind.to_pylist()
+        rows = zip(content.to_pylist(), media_type.to_pylist(), kinds, title.to_pylist(), strict=True)
+        read = [read_document(*row, self._rules(row[2])) for row in rows]
+        texts, cut = self._without_foreign_paragraphs(read, kinds)
+        verdicts = self._judge(texts, kinds, [text.rejection for text in read], [text.boilerplate for text in read])
+        masked: list[list[str]] = [[] for _ in read]
+        for row, reason in enumerate(verdicts["reason"]):
+            if reason is None and self.rules.mask_personal_data:
+                texts[row], counts = personal_data.mask(texts[row])
+                masked[row] = sorted(counts.elements())
+        columns = {
+            "title": [text.title for text in read],
+            "encoding": [text.encoding for text in read],
+            "repaired": [text.repaired for text in read],
+            "cut": cut,
+            "masked": masked,
+            **verdicts,
+            **self._identify(texts, verdicts["reason"]),
+        }
+        shares = (self.rules.share_validation, self.rules.share_test)
+        columns["split"] = [corpus.split_of(key, self.seed, *shares) for key in columns["key"].to_pylist()]
+        columns["text"] = [text if ok else text[:HEAD] for text, ok in zip(texts, _passed(verdicts), strict=True)]
+        return _struct(columns, _DOCUMENTS)
 
-
-class Clusters:
-    """Connected components by union-find; the smallest position is its root, in any order of joining."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def root(self, item: int) -> int:
-        while self._parent[item] != item:
-            self._parent[item] = self._parent[self._parent[item]]
-            item = self._parent[item]
-        return item
-
-    def join(self, one: int, other: int) -> None:
-        low, high = sorted((self.root(one), self.root(other)))
-        self._parent[high] = low
-
-
-def near_duplicates(signed: np.ndarray[Any, np.dtype[np.uint32]], rules: params.Clean) -> Clusters:
-    """Join the texts that share all the hashes of any one band."""
-    clusters = Clusters(len(signed))
-    for band in range(rules.minhash_bands):
-        seen: dict[bytes, int] = {}
-        part = np.ascontiguousarray(signed[:, band * rules.minhash_rows : (band + 1) * rules.minhash_rows])
-        for position in range(len(signed)):
-            clusters.join(position, seen.setdefault(part[position].tobytes(), position))
-    return clusters
-
-
-SHORTEST_NGRAM = 8  # words; as GPT-3, which went down from 13 to 8 for benchmarks of short items
-
-
-@dataclass
-class Benchmark:
-    """The n-grams of words of one file of benchmark items.
-
-    A text of SHORTEST_NGRAM words or more but fewer than n counts whole; items with shorter texts alone have no n-gram
-    and cannot be recognized.
-    """
-
-    name: str
-    items: int
-    items_too_short: int
-    ngrams: set[tuple[str, ...]]
-
-
-def read_benchmarks(folder: Path, n: int) -> list[Benchmark]:
-    """Every .jsonl under `folder`; ValueError or FileNotFoundError when there is none or a line is no JSON object."""
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} (evaluate.include_path) holds no .jsonl file with benchmark items to check against"
-        )
-    return [_read_benchmark(path, n) for path in paths]
-
-
-def _read_benchmark(path: Path, n: int) -> Benchmark:
-    ngrams: set[tuple[str, ...]] = set()
-    items = too_short = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            texts = [content_key(text).split() for value in json.loads(line).values() for text in _texts_in(value)]
-        except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} line {number} is no JSON object ({error}); evaluate.include_path names its folder"
-            ) from error
-        texts = [text for text in texts if len(text) >= SHORTEST_NGRAM]
-        found = [tuple(text[i : i + n]) for text in texts for i in range(max(len(text) - n, 0) + 1)]
-        items += 1
-        too_short += not found
-        ngrams.update(found)
-    return Benchmark(path.stem, items, too_short, ngrams)
-
-
-def _texts_in(value: Any) -> list[str]:
-    """The texts of a field: itself, or its choices."""
-    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
-
-
-class Contamination:
-    """Finds the benchmarks that a text shares an n-gram of words with."""
-
-    def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
-        self._owners: dict[tuple[str, ...], set[str]] = defaultdict(set)
-        for benchmark in benchmarks:
-            for ngram in benchmark.ngrams:
-                self._owners[ngram].add(benchmark.name)
-        self._words = {word for ngram in self._owners for word in ngram}
-        self._lengths = sorted({len(ngram) for ngram in self._owners})
-
-    def of(self, key: str) -> Counter[str]:
-        """The number of distinct shared n-grams by benchmark, for a text with this content key."""
-        shared: set[tuple[str, ...]] = set()
-        run: list[str] = []  # the words up to here that some benchmark has, without a gap
-        for word in key.split():
-            if word not in self._words:
-                run.clear()
-                continue
-            run.append(word)
-            for n in self._lengths:
-                if n > len(run):
-                    break
-                ngram = tuple(run[-n:])
-                if ngram in self._owners:
-                    shared.add(ngram)
-        return Counter(name for ngram in shared for name in self._owners[ngram])
-
-
-@dataclass
-class Tally:
-    """What a cleaning did to one role: rows kept and rejected, and the counts that become metrics."""
-
-    kept: list[corpus.Row]
-    splits: list[str]
-    rejected: list[corpus.Row]
-    masked: Counter[str] = field(default_factory=Counter)
-    encodings: Counter[str] = field(default_factory=Counter)
-    repaired: int = 0
-    contaminated: Counter[str] = field(default_factory=Counter)
-
-
-def _rejected(row: Mapping[str, Any], role: str, text: str, rejection: Rejection) -> corpus.Row:
-    return {
-        "id": row["id"],
-        "source": row["source"],
-        "role": role,
-        "reason": rejection.reason,
-        "value": round(rejection.value, 4),
-        "text": text[:HEAD],
-    }
-
-
-_CLEANED = daft.DataType.struct(
-    {
-        "title": daft.DataType.string(),
-        "text": daft.DataType.string(),
-        "encoding": daft.DataType.string(),
-        "repaired": daft.DataType.bool(),
-        "masked": daft.DataType.list(daft.DataType.string()),
-        "reason": daft.DataType.string(),
-        "value": daft.DataType.float64(),
-    }
-)
-
-
-def clean_documents(table: Path, rules: params.Clean, seed: int, contamination: Contamination) -> Tally:
-    """Clean the raw documents of the Parquet file `table` by all rules; the result does not depend on their order."""
-
-    @daft.func.batch(return_dtype=_CLEANED, unnest=True)  # type: ignore[untyped-decorator]
-    def cleaned(
-        content: daft.Series, media_type: daft.Series, text_kind: daft.Series, title: daft.Series
-    ) -> list[dict[str, Any]]:
-        columns = (content.to_pylist(), media_type.to_pylist(), text_kind.to_pylist(), title.to_pylist())
-        return [_as_struct(clean_document(*values, rules)) for values in zip(*columns, strict=True)]
-
-    columns = [daft.col(name) for name in ("content", "media_type", "text_kind", "title")]
-    frame = daft.read_parquet(str(table)).select("id", "source", "genre", cleaned(*columns)).sort("id")
-    rows = frame.to_arrow().to_pylist()
-
-    tally = Tally([], [], [])
-    passed = []
-    for row in rows:
-        tally.encodings[row["encoding"]] += bool(row["encoding"])
-        tally.repaired += row["repaired"]
-        if row["reason"]:
-            tally.rejected.append(_rejected(row, "documents", row["text"], Rejection(row["reason"], row["value"])))
-        else:
-            passed.append(row)
-    for row in _deduplicated(passed, [content_key(row["text"]) for row in passed], rules, tally):
-        key = row.pop("key")
-        shared = contamination.of(key)
-        if shared:
-            tally.contaminated.update(shared.keys())
-            tally.rejected.append(_rejected(row, "documents", row["text"], Rejection("contaminated", shared.total())))
-            continue
-        for placeholder in row["masked"]:
-            tally.masked[placeholder] += 1
-        tally.kept.append({name: row[name] for name in corpus.DOCUMENTS.names})
-        tally.splits.append(corpus.split_of(key, seed, rules.share_validation, rules.share_test))
-    return tally
-
-
-def _as_struct(cleaned: Cleaned) -> dict[str, Any]:
-    return {
-        "title": cleaned.title,
-        "text": cleaned.text,
-        "encoding": cleaned.encoding,
-        "repaired": cleaned.repaired,
-        "masked": [name for name, times in cleaned.masked.items() for _ in range(times)],
-        "reason": cleaned.rejection.reason if cleaned.rejection else None,
-        "value": cleaned.rejection.value if cleaned.rejection else None,
-    }
-
-
-def _deduplicated(rows: list[corpus.Row], keys: list[str], rules: params.Clean, tally: Tally) -> Iterator[corpus.Row]:
-    """One of each cluster of duplicates, with its content key: the longest, of equals the one with the smallest id."""
-    if not rows:
-        return
-    signed = signatures(keys, rules)
-    clusters = near_duplicates(signed, rules)
-    members: dict[int, list[int]] = defaultdict(list)
-    for position in range(len(rows)):
-        members[clusters.root(position)].append(position)
-    for positions in members.values():
-        stays = min(positions, key=lambda position: (-len(rows[position]["text"]), rows[position]["id"]))
-        for position in positions:
-            if position != stays:
-                same = keys[position] == keys[stays]
-                value = 1.0 if same else float(np.mean(signed[position] == signed[stays]))
-                rejection = Rejection("exact_duplicate" if same else "near_duplicate", value)
-                tally.rejected.append(_rejected(rows[position], "documents", rows[position]["text"], rejection))
-        yield {**rows[stays], "key": keys[stays]}
-
-
-def clean_instructions(
-    rows: Iterable[corpus.Row], rules: params.Clean, seed: int, contamination: Contamination
-) -> Tally:
-    """Clean conversations. Those with the same question, or nearly the same words, go to one split."""
-    tally = Tally([], [], [])
-    kept: list[corpus.Row] = []
-    seen: set[str] = set()
-    for row in sorted(rows, key=lambda row: str(row["id"])):
-        turns, masked, rejection = clean_instruction(row["messages"], rules)
-        text = "\n".join(turn["content"] for turn in turns)
-        key = content_key(text)
-        if rejection is None:
+    def instructions(self, messages: pa.Array) -> pa.Array:
+        read = [read_conversation(turns) for turns in messages.to_pylist()]
+        masked: list[list[str]] = [[] for _ in read]
+        for row, (turns, rejection) in enumerate(read):
+            if rejection is None and self.rules.mask_personal_data:
+                counts: Counter[str] = Counter()
+                for turn in turns:
+                    turn["content"], found = personal_data.mask(turn["content"])
+                    counts += found
+                masked[row] = sorted(counts.elements())
+        conversations = [turns for turns, _ in read]
+        texts = ["\n".join(turn["content"] for turn in turns) for turns in conversations]
+        verdicts = self._judge(texts, ["instructions"] * len(read), [rejection for _, rejection in read])
+        questions = pa.array([turns[0]["content"] if turns else "" for turns in conversations], pa.large_string())
+        columns = {
+            "messages": conversations,
+            "masked": masked,
             # Case and punctuation are what „popraw” tasks are about, so the same words alone make no duplicate here.
-            first = fingerprint(json.dumps([turn["content"] for turn in turns[:2]]))
-            shared = contamination.of(key)
-            if first in seen:
-                rejection = Rejection("exact_duplicate", 1.0)
-            elif shared:
-                tally.contaminated.update(shared.keys())
-                rejection = Rejection("contaminated", shared.total())
-            seen.add(first)
-        if rejection is not None:
-            tally.rejected.append(_rejected(row, "instructions", text, rejection))
-            continue
-        tally.masked.update(masked)
-        kept.append({**row, "messages": turns, "key": key})
-    tally.splits = _instruction_splits(kept, rules, seed)
-    tally.kept = [{name: row[name] for name in corpus.INSTRUCTIONS.names} for row in kept]
-    return tally
+            "first": [_sha256(json.dumps([turn["content"] for turn in turns[:2]])) for turns in conversations],
+            "question": [_sha256(key) for key in duplicates.content_keys(questions).to_pylist()],
+            **verdicts,
+            **self._identify(texts, verdicts["reason"]),
+            "text": [text[:HEAD] for text in texts],
+        }
+        return _struct(columns, _INSTRUCTIONS)
+
+    def _without_foreign_paragraphs(self, read: Sequence[Text], kinds: Sequence[str]) -> tuple[list[str], list[int]]:
+        """The texts, and how many characters of each were cut; what is mostly foreign stays, to be judged."""
+        texts, cuts = [text.text for text in read], [0] * len(read)
+        for kind in sorted(set(kinds)):
+            bound = self._rules(kind).min_paragraph_confidence
+            rows = [row for row, of in enumerate(kinds) if of == kind and read[row].rejection is None]
+            if bound is not None and rows:
+                polish, cut = language.screened([texts[row] for row in rows], bound)
+                for row, text, characters in zip(rows, polish.to_pylist(), cut.tolist(), strict=True):
+                    if 0 < 2 * characters <= len(texts[row]):
+                        texts[row], cuts[row] = text, characters
+        return texts, cuts
+
+    def _rules(self, kind: str) -> params.Rules:
+        rules: params.Rules = getattr(self.rules.rules, kind)
+        return rules
+
+    def _judge(
+        self,
+        texts: Sequence[str],
+        kinds: Sequence[str],
+        rejections: Sequence[Rejection | None],
+        boilerplate: Sequence[float] | None = None,
+    ) -> dict[str, Any]:
+        """reason, value and values of each text: of its rejection if there is one, or of the first rule it fails."""
+        array = pa.array(texts, pa.large_string())
+        measured = {
+            **quality.measure(array),
+            "share_boilerplate": np.array(boilerplate or np.zeros(len(texts))),
+            "language_confidence": np.full(len(texts), np.nan),
+        }
+        measured["share_silesian"], measured["share_kashubian"] = language.look_alikes(array)
+        reasons = [None if found is None else found.reason for found in rejections]
+        decided = [np.nan if found is None else float(found.value) for found in rejections]
+        for kind in sorted(set(kinds)):
+            rules = self._rules(kind)
+            rows = [row for row, of in enumerate(kinds) if of == kind and reasons[row] is None]
+            if rules.min_language_confidence is not None and rows:
+                measured["language_confidence"][rows] = language.confidences([texts[row] for row in rows])
+            failed, values = quality.judge({name: column[rows] for name, column in measured.items()}, rules)
+            for row, reason, value in zip(rows, failed.to_pylist(), values.tolist(), strict=True):
+                if reason is not None:
+                    reasons[row], decided[row] = reason, value
+        values = np.column_stack([measured[name] for name in MEASURED])
+        values[[row for row, found in enumerate(rejections) if found is not None]] = np.nan
+        return {"reason": reasons, "value": decided, "values": _lists(values)}
+
+    def _identify(self, texts: Sequence[str], reasons: Sequence[str | None]) -> dict[str, Any]:
+        """What is compared with all other texts, and with the benchmarks; nothing of what is rejected."""
+        passed = [text if reason is None else "" for text, reason in zip(texts, reasons, strict=True)]
+        keys = duplicates.content_keys(pa.array(passed, pa.large_string()))
+        return {
+            "length": [len(text) for text in texts],
+            "key": keys,
+            "fingerprint": duplicates.fingerprints(keys),
+            "shared": pa.array(list(self.matcher.counts(keys)), pa.list_(pa.int64())),
+        }
 
 
-def _instruction_splits(rows: Sequence[corpus.Row], rules: params.Clean, seed: int) -> list[str]:
-    if not rows:
-        return []
-    clusters = near_duplicates(signatures([row["key"] for row in rows], rules), rules)
-    asked: dict[str, int] = {}
-    questions = [content_key(row["messages"][0]["content"]) for row in rows]
-    for position, question in enumerate(questions):
-        clusters.join(position, asked.setdefault(question, position))
-    roots = [clusters.root(position) for position in range(len(rows))]
+def _passed(verdicts: Mapping[str, Any]) -> list[bool]:
+    return [reason is None for reason in verdicts["reason"]]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lists(table: Array) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(table.ravel()), table.shape[1])
+
+
+def _struct(columns: Mapping[str, Any], kinds: Mapping[str, pa.DataType]) -> pa.Array:
+    arrays = [
+        columns[name] if isinstance(columns[name], pa.Array) else pa.array(columns[name], kind)
+        for name, kind in kinds.items()
+    ]
+    return pa.StructArray.from_arrays(arrays, names=list(kinds))
+
+
+def start(rules: params.Clean) -> None:
+    """Let Daft run on the Ray cluster at `clean.ray_address`, if `clean.runner` says ray; once a process."""
+    if rules.runner == "ray":
+        daft.set_runner_ray(address=rules.ray_address, noop_if_initialized=True)
+
+
+def _run(
+    parts: Sequence[Path],
+    method: Callable[..., pa.Array],
+    inputs: Sequence[str],
+    kept: Sequence[str],
+    kinds: Mapping[str, pa.DataType],
+    rules: params.Clean,
+) -> Iterator[pa.Table]:
+    """The columns `kept` of the tables in `parts` and what `method` makes of `inputs`, batch by batch, in any order."""
+    shape = duplicates.MinHash(rules.minhash_bands, rules.minhash_rows, rules.minhash_ngram)
+    files = [pq.ParquetFile(part).metadata for part in parts]
+    rows = sum(file.num_rows for file in files)
+    size = sum(file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups))
+
+    @daft.func.batch(  # type: ignore[untyped-decorator]
+        return_dtype=daft.DataType.from_arrow_type(pa.struct(list(kinds.items()))),
+        unnest=True,
+        batch_size=max(BATCH_BYTES * rows // max(size, 1), 1),
+    )
+    def cleaned(*columns: daft.Series) -> pa.Array:
+        return method(*(column.to_arrow() for column in columns))
+
+    frame = daft.read_parquet([str(part) for part in parts])
+    frame = frame.select(*kept, cleaned(*(daft.col(name) for name in inputs)))
+    frame = frame.select(daft.col("*"), duplicates.signed(daft.col("key"), shape)).exclude("key")
+    for batch in frame.to_arrow_iter():
+        yield pa.Table.from_batches([batch])
+
+
+@dataclass
+class Judged:
+    """What was decided of the texts of one role, in the order of their ids, while the texts wait in `runs`."""
+
+    role: str
+    runs: corpus.SortedRuns
+    facts: pa.Table  # source, kind, encoding, masked, …: all that is not text
+    reasons: Array  # of str; None for what is kept
+    values: Array
+    splits: Array  # of str
+    histograms: rules_page.Histograms
+    contaminated: Array  # of those not rejected for another reason, how many share words with each benchmark
+
+    @property
+    def kept(self) -> pa.Array:
+        return pa.array([reason is None for reason in self.reasons], pa.bool_())
+
+    def masked(self) -> Counter[str]:
+        """How often each kind of personal data was masked in what is kept."""
+        return Counter(self.facts.column("masked").filter(self.kept).combine_chunks().flatten().to_pylist())
+
+
+def judge_documents(parts: Sequence[Path], cleaner: Cleaner, runs: Path, tick: Tick) -> Judged:
+    """Decide of each raw document in the tables `parts`; the texts wait in the folder `runs`."""
+    kept, inputs = ("id", "source", "genre", "text_kind"), ("content", "media_type", "text_kind", "title")
+    batches = _run(parts, cleaner.documents, inputs, kept, _DOCUMENTS, cleaner.rules)
+    judged = _collect("documents", batches, ("id", "source", "genre", "title", "text"), cleaner.rules, runs, tick)
+    rows = _open(judged)
+    facts = judged.facts.take(rows)
+    exact = _exact(facts.column("fingerprint"))
+    bands = np.column_stack([duplicates.matrix(facts.column("bands")), exact])
+    stays = duplicates.representatives(
+        duplicates.clusters(bands), facts.column("length").to_numpy(), np.arange(len(rows))
+    )
+    copies = np.flatnonzero(stays != np.arange(len(rows)))
+    hashes = duplicates.matrix(facts.column("hashes"))
+    same = exact[copies] == exact[stays[copies]]
+    judged.reasons[rows[copies]] = np.where(same, "exact_duplicate", "near_duplicate")
+    judged.values[rows[copies]] = np.where(same, 1.0, duplicates.similarities(hashes[copies], hashes[stays[copies]]))
+    _contamination(judged, cleaner)
+    judged.splits = judged.facts.column("split").to_numpy()
+    return judged
+
+
+def judge_instructions(parts: Sequence[Path], cleaner: Cleaner, runs: Path, tick: Tick) -> Judged:
+    """Decide of each conversation in the tables `parts`; the conversations wait in the folder `runs`.
+
+    Those with the same question, or nearly the same words, go to one split.
+    """
+    kept = ("id", "source", "register", "task")
+    batches = _run(parts, cleaner.instructions, ("messages",), kept, _INSTRUCTIONS, cleaner.rules)
+    judged = _collect("instructions", batches, (*kept, "messages", "text"), cleaner.rules, runs, tick)
+    rows = _open(judged)
+    first = pc.dictionary_encode(judged.facts.column("first").take(rows).combine_chunks()).indices.to_numpy()
+    again = np.ones(len(rows), dtype=bool)
+    again[np.unique(first, return_index=True)[1]] = False
+    judged.reasons[rows[again]], judged.values[rows[again]] = "exact_duplicate", 1.0
+    _contamination(judged, cleaner)
+    rows = _open(judged)
+    facts = judged.facts.take(rows)
+    questions = facts.column("question").to_pylist()
+    asked = pc.dictionary_encode(facts.column("question").combine_chunks()).indices.to_numpy()
+    roots = duplicates.clusters(np.column_stack([duplicates.matrix(facts.column("bands")), asked]).astype(np.uint64))
     names: dict[int, str] = {}
-    for root, question in zip(roots, questions, strict=True):
-        digest = fingerprint(question)
-        names[root] = min(names.get(root, digest), digest)
-    return [corpus.split_of(names[root], seed, rules.share_validation, rules.share_test) for root in roots]
+    for root, question in zip(roots.tolist(), questions, strict=True):
+        names[root] = min(names.get(root, question), question)
+    rules = cleaner.rules
+    for row, root in zip(rows.tolist(), roots.tolist(), strict=True):
+        judged.splits[row] = corpus.split_of(names[root], cleaner.seed, rules.share_validation, rules.share_test)
+    return judged
+
+
+def _collect(
+    role: str, batches: Iterable[pa.Table], texts: Sequence[str], rules: params.Clean, folder: Path, tick: Tick
+) -> Judged:
+    runs = corpus.SortedRuns(folder)
+    histograms = rules_page.Histograms(rules.rules)
+    collected = []
+    for batch in batches:
+        kinds = batch.column("text_kind") if "text_kind" in batch.column_names else ["instructions"] * batch.num_rows
+        histograms.add(np.array(kinds), duplicates.matrix(batch.column("values")))
+        runs.add(batch.select(texts))
+        tick(batch.num_rows)
+        collected.append(batch.drop_columns([*(set(texts) - {"source"}), "values"]))
+    order = runs.order()
+    facts = pa.concat_tables(collected).take(order)
+    reasons = np.array(facts.column("reason").to_pylist(), dtype=object)
+    values = facts.column("value").to_numpy().copy()
+    splits = np.full(len(reasons), "", dtype=object)
+    return Judged(role, runs, facts, reasons, values, splits, histograms, np.zeros(0, dtype=np.int64))
+
+
+def _open(judged: Judged) -> Array:
+    """The rows that nothing has rejected so far."""
+    return np.flatnonzero([reason is None for reason in judged.reasons])
+
+
+def _exact(fingerprints: pa.ChunkedArray) -> Array:
+    """The first 8 bytes of each fingerprint as a number: equal for exact duplicates."""
+    whole = fingerprints.combine_chunks()
+    return np.frombuffer(b"".join(value[:8] for value in whole.to_pylist()), dtype=np.uint64)
+
+
+def _contamination(judged: Judged, cleaner: Cleaner) -> None:
+    """Count what shares words with a benchmark and is not rejected yet; reject it if `clean.contamination` is drop."""
+    rows = _open(judged)
+    shared = judged.facts.column("shared").take(rows).to_pylist()
+    counts = np.array(shared, dtype=np.int64).reshape(len(rows), len(cleaner.matcher.benchmarks))
+    judged.contaminated = (counts > 0).sum(axis=0)
+    if cleaner.rules.contamination == "drop":
+        found = counts.sum(axis=1)
+        judged.reasons[rows[found > 0]] = "contaminated"
+        judged.values[rows] = np.where(found > 0, found, judged.values[rows])
+
+
+def write(
+    judged: Judged, schema: pa.Schema, clean: Path, rejects: corpus.TableWriter, examples: rules_page.Examples
+) -> None:
+    """Write what is kept to `clean`/train.parquet and so on, what is not with its reason to `rejects`."""
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(corpus.TableWriter(clean / f"{split}.parquet", schema))
+            for split in corpus.SPLITS
+        }
+        start = 0
+        for texts in judged.runs:
+            end = start + texts.num_rows
+            reasons, values, splits = (column[start:end] for column in (judged.reasons, judged.values, judged.splits))
+            start = end
+            kept = np.array([reason is None for reason in reasons], dtype=bool)
+            for split, writer in writers.items():
+                writer.add(texts.filter(pa.array(kept & (splits == split))).select(schema.names).cast(schema))
+            columns = {
+                "role": [judged.role] * len(texts),
+                "reason": reasons,
+                "value": np.round(values.astype(float), 4),
+                "text": pc.utf8_slice_codeunits(texts.column("text"), 0, HEAD),
+            }
+            table = pa.table({"id": texts.column("id"), "source": texts.column("source"), **columns})
+            rejected = table.filter(pa.array(~kept)).select(corpus.REJECTED.names).cast(corpus.REJECTED)
+            rejects.add(rejected)
+            for row in rejected.to_pylist():
+                examples.add(row["id"], row["source"], row["reason"], row["value"], row["text"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 REGISTERS = ("formal", "informal", "neutral")
@@ -74,22 +76,201 @@ REJECTED = pa.schema(
 
 
 def as_rows(items: Iterable[Document | Instruction]) -> list[Row]:
-    return [asdict(item) for item in items]
+    return [dict(vars(item)) for item in items]
+
+
+GROUP_ROWS = 2048  # a row group of a table has at most so many rows and about so many bytes,
+GROUP_BYTES = 8 << 20  # so that a reader holds little of it at once
+PART_BYTES = 128 << 20  # of content in one file of a table that is written in parts
+
+
+class TableWriter:
+    """Writes rows to one Parquet file, in the order of their coming; the same rows give the same bytes.
+
+    The file has its name once it is whole: leaving the block by an exception removes what was written.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._partial, self._schema = path, path.with_suffix(".partial"), schema
+        self._pending: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pq.ParquetWriter(self._partial, schema, compression="zstd", compression_level=3)
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+            self._writer.close()
+            self._partial.replace(self._path)
+        else:
+            self._writer.close()
+            self._partial.unlink()
+
+    def add(self, rows: pa.Table) -> None:
+        ends = np.cumsum(_row_bytes(rows))
+        start = 0
+        while start < rows.num_rows:
+            # The row that fills the group is its last, however the rows come: the same rows are in the same groups.
+            room = GROUP_BYTES - self._bytes + (ends[start - 1] if start else 0)
+            end = min(int(np.searchsorted(ends, room)) + 1, start + GROUP_ROWS - self._rows, rows.num_rows)
+            self._pending.append(rows.slice(start, end - start))
+            self._rows += end - start
+            self._bytes += int(ends[end - 1] - (ends[start - 1] if start else 0))
+            start = end
+            if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.concat_tables(self._pending).combine_chunks(), row_group_size=GROUP_ROWS)
+        self._pending, self._rows, self._bytes = [], 0, 0
+
+
+def _row_bytes(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The bytes of the strings in each row, also of those in lists of structs."""
+    sizes = np.zeros(rows.num_rows, dtype=np.int64)
+    for column in rows.columns:
+        if pa.types.is_list(column.type):
+            items = column.combine_chunks()
+            owners = pc.list_parent_indices(items).to_numpy()
+            for value in items.flatten().flatten():
+                sizes += np.bincount(owners, pc.binary_length(value).to_numpy(), len(sizes)).astype(np.int64)
+        elif not pa.types.is_primitive(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+    return sizes
+
+
+class PartsWriter:
+    """Writes documents or instructions to `folder`/00000.parquet, 00001.parquet, …, each of about PART_BYTES."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder, schema
+        self._pending: list[Document | Instruction] = []
+        self._number = self._pending_bytes = self._part_bytes = 0
+        self._part = TableWriter(folder / "00000.parquet", schema)
+
+    def __enter__(self) -> PartsWriter:
+        return self
+
+    def __exit__(self, *failure: Any) -> None:
+        if failure[0] is None:
+            self._flush()
+        self._part.__exit__(*failure)
+
+    def add(self, item: Document | Instruction) -> None:
+        if self._part_bytes >= PART_BYTES:
+            self._part.__exit__(None)
+            self._number, self._part_bytes = self._number + 1, 0
+            self._part = TableWriter(self._folder / f"{self._number:05d}.parquet", self._schema)
+        self._pending.append(item)
+        self._pending_bytes += size_of(item)
+        if self._pending_bytes >= GROUP_BYTES or len(self._pending) >= GROUP_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._part.add(pa.Table.from_pylist(as_rows(self._pending), schema=self._schema))
+        self._part_bytes += self._pending_bytes
+        self._pending, self._pending_bytes = [], 0
+
+
+def size_of(item: Document | Instruction) -> int:
+    """The bytes of its text."""
+    if isinstance(item, Document):
+        return len(item.content)
+    return sum(len(turn["content"].encode(errors="replace")) for turn in item.messages)
 
 
 def write_table(rows: Iterable[Row], schema: pa.Schema, path: Path) -> None:
-    """Write `rows` sorted by id and role to Parquet at `path`: the same rows in any order give the same bytes."""
-    ordered = sorted(rows, key=lambda row: (row["id"], row.get("role", "")))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    pq.write_table(
-        pa.Table.from_pylist(ordered, schema=schema),
-        partial,
-        compression="zstd",
-        compression_level=3,
-        row_group_size=2048,
-    )
-    partial.replace(path)
+    """Write `rows` sorted by id to Parquet at `path`: the same rows in any order give the same bytes."""
+    with TableWriter(path, schema) as table:
+        table.add(pa.Table.from_pylist(sorted(rows, key=lambda row: str(row["id"])), schema=schema))
+
+
+class SortedRuns:
+    """Tables with an id column, more than memory holds, given back sorted by id: an external merge sort in `folder`."""
+
+    RUN_BYTES = 64 << 20
+    SLICE_BYTES = 1 << 20
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True)
+        self._pending: list[pa.Table] = []
+        self._bytes = 0
+        self._ids: list[pa.ChunkedArray] = []  # of each run, in its order
+        self._arrivals: list[
+            np.ndarray[Any, np.dtype[np.int64]]
+        ] = []  # of each run: the numbers of its rows as they came
+        self._came = 0
+        self._run_of = np.zeros(0, dtype=np.int64)  # of each row by id
+
+    def add(self, rows: pa.Table) -> None:
+        self._pending.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= self.RUN_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        table = pa.concat_tables(self._pending)
+        order = pc.sort_indices(table, [("id", "ascending")])
+        table = table.take(order)
+        rows = max(table.num_rows * self.SLICE_BYTES // max(table.nbytes, 1), 1)
+        with pa.ipc.new_file(self._folder / f"{len(self._ids):05d}.arrow", table.schema) as file:
+            file.write_table(table, max_chunksize=rows)
+        self._ids.append(table.column("id"))
+        self._arrivals.append(order.to_numpy() + self._came)
+        self._came += table.num_rows
+        self._pending, self._bytes = [], 0
+
+    def order(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The numbers of the rows as they came, in the order of their ids. No row can be added after it."""
+        self._flush()
+        if not self._ids:
+            return np.zeros(0, dtype=np.int64)
+        ids = pa.chunked_array([chunk for run in self._ids for chunk in run.chunks])
+        runs = np.repeat(np.arange(len(self._ids)), [len(run) for run in self._ids])
+        arrivals = np.concatenate(self._arrivals)
+        order = pc.sort_indices(ids).to_numpy()
+        self._run_of = runs[order]
+        self._ids.clear()
+        return np.asarray(arrivals[order])
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """The rows by id, a few megabytes at a time; after `order`."""
+        names = sorted(self._folder.glob("*.arrow"))
+        cursors = [_Cursor(name) for name in names]
+        mean = max(sum(name.stat().st_size for name in names) // max(len(self._run_of), 1), 1)
+        step = max(GROUP_BYTES // mean, 1)
+        for start in range(0, len(self._run_of), step):
+            runs = self._run_of[start : start + step]
+            counts = np.bincount(runs, minlength=len(cursors))
+            taken = pa.concat_tables(cursors[run].take(int(counts[run])) for run in np.flatnonzero(counts))
+            back = np.empty(len(runs), dtype=np.int64)
+            back[np.argsort(runs, kind="stable")] = np.arange(len(runs))
+            yield taken.take(back)
+
+
+class _Cursor:
+    """Reads an Arrow file from its beginning, as many rows as are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+        self._next = 0
+        self._rest: pa.Table = self._reader.schema.empty_table()
+
+    def take(self, rows: int) -> pa.Table:
+        parts = [self._rest]
+        while sum(part.num_rows for part in parts) < rows:
+            parts.append(pa.Table.from_batches([self._reader.get_batch(self._next)]))
+            self._next += 1
+        table = pa.concat_tables(parts)
+        self._rest = table.slice(rows)
+        return table.slice(0, rows)
 
 
 def checked_table(path: Path, schema: pa.Schema, made_by: str) -> Path:
@@ -105,10 +286,25 @@ def checked_table(path: Path, schema: pa.Schema, made_by: str) -> Path:
     return path
 
 
+def checked_parts(folder: Path, schema: pa.Schema, made_by: str) -> list[Path]:
+    """The files of a table that PartsWriter wrote; errors as in `checked_table`."""
+    paths = sorted(folder.glob("*.parquet")) or [folder / "00000.parquet"]
+    return [checked_table(path, schema, made_by) for path in paths]
+
+
+def count_rows(paths: Iterable[Path]) -> int:
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
+
+
 def read_table(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
-    """The rows of a table that `write_table` wrote; errors as in `checked_table`."""
+    """The rows of a table that `TableWriter` wrote; errors as in `checked_table`."""
     rows: list[Row] = pq.read_table(checked_table(path, schema, made_by)).to_pylist()
     return rows
+
+
+def read_parts(folder: Path, schema: pa.Schema, made_by: str) -> list[Row]:
+    """The rows of a table that PartsWriter wrote; errors as in `checked_table`."""
+    return [row for path in checked_parts(folder, schema, made_by) for row in read_table(path, schema, made_by)]
 
 
 def split_of(content: str, seed: int, share_validation: float, share_test: float) -> str:
@@ -118,11 +314,3 @@ def split_of(content: str, seed: int, share_validation: float, share_test: float
     if position < share_test:
         return "test"
     return "validation" if position < share_test + share_validation else "train"
-
-
-def by_split(rows: Sequence[Row], splits: Sequence[str]) -> dict[str, list[Row]]:
-    """`rows` under their split (`splits` runs parallel to them); each of SPLITS is there, if empty."""
-    grouped: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row, split in zip(rows, splits, strict=True):
-        grouped[split].append(row)
-    return grouped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rapidfuzz import process
@@ -25,41 +25,92 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Role = Literal["documents", "instructions"]
+TextKind = Literal["edited", "web", "verse"]
+Register = Literal["formal", "informal", "neutral"]
+
+
 class EmbeddedSource(Section):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    name: Name
     kind: Literal["embedded"]
     path: str
     licence: str
 
 
-class LocalSource(Section):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    kind: Literal["local"]
-    path: str
+class _Texts(Section):
+    """What every source but the embedded one says of itself; a limit takes a part of it, for a pilot run."""
+
+    name: Name
     licence: str
-    role: Literal["documents", "instructions"]
-    text_kind: Literal["edited", "web", "verse"] | None = None
+    date: str | None = None
+    max_documents: Positive | None = None
+    max_bytes: Positive | None = None
+
+
+class _Tables(_Texts):
+    """A source whose files may hold documents or instructions."""
+
+    role: Role
+    text_kind: TextKind | None = None
     columns: dict[str, str] | None = None
-    register_: Literal["formal", "informal", "neutral"] | None = Field(default=None, alias="register")
+    register_: Register | None = Field(default=None, alias="register")
 
 
-class HttpFile(Section):
+class RemoteFile(Section):
     url: Annotated[str, Field(pattern=r"^https?://")]
     sha256: Sha256
+    bytes: Positive | None = None
 
 
-class HttpSource(Section):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+RemoteFiles = Annotated[list[RemoteFile], Field(min_length=1)]
+
+
+class LocalSource(_Tables):
+    kind: Literal["local"]
+    path: str
+
+
+class HttpSource(_Tables):
     kind: Literal["http"]
-    urls: Annotated[list[HttpFile], Field(min_length=1)]
-    licence: str
-    role: Literal["documents", "instructions"]
-    text_kind: Literal["edited", "web", "verse"] | None = None
-    columns: dict[str, str] | None = None
-    register_: Literal["formal", "informal", "neutral"] | None = Field(default=None, alias="register")
+    urls: RemoteFiles
 
 
-Source = Annotated[EmbeddedSource | LocalSource | HttpSource, Field(discriminator="kind")]
+class HubSource(_Tables):
+    """The files of a dataset repository that match a pattern, at a commit; of these the first `shards`, if set."""
+
+    kind: Literal["hub"]
+    repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    files: str
+    shards: Positive | None = None
+
+
+class _Dump(_Texts):
+    """Files that hold many documents, on the web or on this machine."""
+
+    urls: RemoteFiles | None = None
+    path: str | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> _Dump:
+        if (self.urls is None) == (self.path is None):
+            raise ValueError("exactly one of urls and path must be set")
+        return self
+
+
+class WikimediaSource(_Dump):
+    kind: Literal["wikimedia"]
+
+
+class WarcSource(_Dump):
+    kind: Literal["warc"]
+
+
+SOURCES = (EmbeddedSource, LocalSource, HttpSource, HubSource, WikimediaSource, WarcSource)
+Source = Annotated[
+    EmbeddedSource | LocalSource | HttpSource | HubSource | WikimediaSource | WarcSource, Field(discriminator="kind")
+]
 
 
 class Data(Section):
@@ -76,38 +127,71 @@ class Data(Section):
         return self
 
 
+class Rules(Section):
+    """The bounds that text of one kind must keep; null switches a rule off. `wronai.quality` says what each is."""
+
+    max_share_boilerplate: Share | None
+    min_words: Positive | None
+    max_words: Positive | None
+    min_language_confidence: Share | None
+    min_paragraph_confidence: Share | None
+    max_share_silesian: Share | None
+    max_share_kashubian: Share | None
+    min_share_diacritics: Share | None
+    min_share_function_words: Share | None
+    min_stop_words: Annotated[int, Field(ge=0)] | None
+    min_mean_word_length: Annotated[float, Field(gt=0)] | None
+    max_mean_word_length: Annotated[float, Field(gt=0)] | None
+    min_share_alphabetic_words: Share | None
+    max_symbols_per_word: Annotated[float, Field(ge=0)] | None
+    max_share_bullet_lines: Share | None
+    max_share_ellipsis_lines: Share | None
+    min_share_punctuated_lines: Share | None
+    max_new_lines_per_word: Annotated[float, Field(ge=0)] | None
+    max_share_duplicate_lines: Share | None
+    max_share_duplicate_line_characters: Share | None
+    max_share_top_2gram: Share | None
+    max_share_top_3gram: Share | None
+    max_share_top_4gram: Share | None
+    max_share_duplicate_5grams: Share | None
+    max_share_duplicate_6grams: Share | None
+    max_share_duplicate_7grams: Share | None
+    max_share_duplicate_8grams: Share | None
+    max_share_duplicate_9grams: Share | None
+    max_share_duplicate_10grams: Share | None
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Rules:
+        for low, high in (("min_words", "max_words"), ("min_mean_word_length", "max_mean_word_length")):
+            least, most = getattr(self, low), getattr(self, high)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{low} is {least}, above {high}, {most}")
+        return self
+
+
+class Kinds(Section):
+    web: Rules
+    edited: Rules
+    verse: Rules
+    instructions: Rules
+
+
 class Clean(Section):
-    language: Literal["pl"]
-    min_language_confidence: Share
-    min_words: Positive
-    max_words: Positive
-    min_mean_word_length: Annotated[float, Field(gt=0)]
-    max_mean_word_length: Annotated[float, Field(gt=0)]
-    min_share_alphabetic_words: Share
-    min_stop_words: Annotated[int, Field(ge=0)]
-    max_share_duplicate_lines: Share
-    max_share_top_bigram: Share
-    min_share_diacritics: Share
-    min_share_function_words: Share
-    max_share_boilerplate: Share
+    runner: Literal["native", "ray"]
+    ray_address: str | None
+    rules: Kinds
     mask_personal_data: bool
     minhash_bands: Positive
     minhash_rows: Positive
     minhash_ngram: Positive
-    contamination_ngram: Positive
+    contamination: Literal["drop", "count"]
+    contamination_ngram: Annotated[int, Field(ge=8)]
     share_validation: Annotated[float, Field(gt=0, lt=1)]
     share_test: Annotated[float, Field(gt=0, lt=1)]
     max_share_dropped: Share
 
     @model_validator(mode="after")
-    def _bounds_in_order(self) -> Clean:
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words is {self.min_words}, above max_words, {self.max_words}")
-        if self.min_mean_word_length > self.max_mean_word_length:
-            raise ValueError(
-                f"min_mean_word_length is {self.min_mean_word_length}, above max_mean_word_length, "
-                f"{self.max_mean_word_length}"
-            )
+    def _something_to_train_on(self) -> Clean:
         if self.share_validation + self.share_test >= 1:
             raise ValueError(
                 f"share_validation {self.share_validation} and share_test {self.share_test} leave nothing to train on"
@@ -326,7 +410,8 @@ def parse(raw: Mapping[str, Any], name: str) -> Params:
 
 def _explain(details: Any) -> list[str]:
     """One pydantic error as lines that start with its dotted key."""
-    location = [part for part in details["loc"] if part not in ("embedded", "local", "http")]
+    kinds = {kind for source in SOURCES for kind in get_args(source.model_fields["kind"].annotation)}
+    location = [part for part in details["loc"] if part not in kinds]
     key = ""
     for part in location:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
@@ -359,7 +444,7 @@ def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
         if isinstance(schema, type) and issubclass(schema, BaseModel):
             yield from _keys(schema, f"{key}.")
         elif key == "data.sources":
-            for source in (EmbeddedSource, LocalSource, HttpSource):
+            for source in SOURCES:
                 yield from _keys(source, f"{key}.")
 
 
