@@ -27,7 +27,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-PACKAGES = ("datatrove==0.10.1", "xxhash<4", "spacy", "regex", "tokenizers")
+PACKAGES = ("datatrove==0.10.1", "xxhash<4", "spacy", "regex", "tokenizers", "pyarrow")
 SHORTEST, LONGEST = 1000, 4700  # characters of a document; a Polish one has 1.06 bytes
 SHARE_EXACT = 0.08  # of the documents
 SHARE_NEAR = {0.01: 0.02, 0.03: 0.02, 0.1: 0.02, 0.3: 0.02}  # of the documents, by the share of words replaced
@@ -43,7 +43,7 @@ def datatrove_python() -> Path:
     python = home / "bin" / "python"
     home.mkdir(exist_ok=True)
     with FileLock(home / "lock"):
-        check = [python, "-c", "import datatrove.pipeline.dedup, spacy, xxhash"]
+        check = [python, "-c", "import datatrove.pipeline.dedup, pyarrow, spacy, xxhash"]
         if not python.exists() or subprocess.run(check, capture_output=True).returncode:
             venv.create(home, with_pip=True)
             subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)

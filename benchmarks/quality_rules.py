@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +25,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from near_duplicates import datatrove_python
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW = ROOT.parent / "shared" / "data" / "raw"
-DATATROVE = ("datatrove==0.10.1", "xxhash<4", "spacy", "pyarrow", "regex")
 STOP_WORDS = ["w", "i", "na", "z", "do", "się", "roku", "od", "a", "jest", "przez", "po", "jako", "oraz", "o", "został"]
 STOP_WORDS += ["był", "nie"]
 PIECE = 4000  # characters of a novel that make a document
@@ -248,18 +247,6 @@ def run(name: str, python: Path, folder: Path) -> tuple[float, Verdicts]:
         raise RuntimeError(f"{name} failed: {done.stderr.strip()[-2000:]}")
     answer = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     return answer["seconds"], answer["verdicts"]
-
-
-def datatrove_python() -> Path:
-    """The Python of a virtual environment with datatrove, made once under the system's temporary folder."""
-    place = Path(tempfile.gettempdir()) / "wronai-benchmark-datatrove-0.10.1"
-    python = place / "bin" / "python"
-    if not (place / "complete").exists():
-        print(f"making {place} with {', '.join(DATATROVE)}", flush=True)
-        venv.create(place, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "-qq", *DATATROVE], check=True)
-        (place / "complete").touch()
-    return python
 
 
 def compare(names: list[str], theirs: Verdicts, ours: Verdicts) -> None:

@@ -1,6 +1,9 @@
 """The plan as a whole: from raw tables to kept and rejected rows. Each rule has tests in the file of its module."""
 
 import random
+import re
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,8 +111,8 @@ def cleaner_of(folder: Path, rules: params.Clean, benchmark: str, changes: dict[
 
 
 def document(name: str, text: str, **fields: Any) -> corpus.Document:
-    values = {"media_type": "text/plain", "text_kind": "edited", "content": text.encode(), **fields}
-    return corpus.Document(name, name.split("/")[0], "g", "", **values)
+    values = {"title": "", "media_type": "text/plain", "text_kind": "edited", "content": text.encode(), **fields}
+    return corpus.Document(name, name.split("/")[0], "g", **values)
 
 
 def test_good_prose_passes_as_every_kind_of_text(documents: Runner) -> None:
@@ -129,6 +132,29 @@ def test_a_rejected_document_keeps_reason_value_and_head(documents: Runner) -> N
     assert found.rejected["s/0"] == row
     assert found.reasons["s/1"] == "not_polish"
     assert found.rejected["s/1"]["text"] == (f"{ENGLISH} " * 20)[:200]
+
+
+def test_a_page_of_furniture_is_shown_with_its_furniture(documents: Runner) -> None:
+    notice = "Ta strona używa plików cookies. Akceptuję wszystkie pliki cookies."
+    found = documents(document("s/a", "\n".join([notice] * 9), text_kind="web"))
+    assert found.reasons == {"s/a": "boilerplate"}
+    assert found.rejected["s/a"]["text"].startswith(notice)
+
+
+def test_empty_lines_between_paragraphs_are_no_lines(documents: Runner) -> None:
+    words = PROSE.split()
+    paragraphs = [" ".join(words[start : start + 8]) + "!" for start in range(0, len(words), 8)]
+    assert documents(document("s/a", "\n\n".join(paragraphs), text_kind="web")).reasons == {}
+    short = [" ".join(words[start : start + 4]) + "!" * (start % 16 == 0) for start in range(0, len(words), 4)]
+    assert documents(document("s/a", "\n\n".join(short), text_kind="web")).reasons == {"s/a": "many_new_lines"}
+
+
+def test_a_page_in_one_line_is_not_judged_by_its_last_character(documents: Runner) -> None:
+    found = documents(
+        document("s/a", PROSE.rstrip("."), text_kind="web"),
+        document("s/b", f"{VERSE.replace(',', '')}\n{VERSE[::-1]}\n{PROSE.rstrip('.')}", text_kind="web"),
+    )
+    assert "s/a" in found.kept and "s/b" in found.rejected
 
 
 def test_bytes_that_are_no_text_are_rejected(documents: Runner) -> None:
@@ -173,6 +199,12 @@ def test_kept_documents_have_their_personal_data_masked_and_counted(documents: R
     assert found.kept["s/0"]["text"].endswith("Jej PESEL to [PESEL].")
     assert found.masked == {"PESEL": 1}
     assert documents(text, mask_personal_data=False).kept["s/0"]["text"] == text
+
+
+def test_a_title_is_masked_too(documents: Runner) -> None:
+    found = documents(document("s/a", PROSE, title="Napisz: ola@poczta.pl"))
+    assert found.kept["s/a"]["title"] == "Napisz: [E-MAIL]"
+    assert found.masked == {"E-MAIL": 1}
 
 
 def test_text_with_a_token_of_the_format_is_rejected(documents: Runner) -> None:
@@ -301,3 +333,29 @@ def test_a_conversation_that_quotes_a_benchmark_is_rejected(instructions: Runner
     found = instructions(conversation("a", PROSE, "Tak."), benchmark=QUOTED)
     assert found.reasons == {"a": "contaminated"}
     assert found.contaminated == [1]
+
+
+# the cluster
+
+
+@pytest.mark.parametrize("address", ["bzdura", "auto", "ray://", ":6379", "localhost:x", "localhost:-1"])
+def test_an_address_of_a_cluster_that_is_none_fails(rules: params.Clean, address: str) -> None:
+    with pytest.raises(ValueError, match=rf"^clean.ray_address is '{address}'; expected host:port"):
+        cleaning.start(rules.model_copy(update={"runner": "ray", "ray_address": address}))
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_fails_at_once(rules: params.Clean, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"{scheme}127.0.0.1:{port}", f"{scheme}[::1]:{port}", f"{scheme}127.0.0.1:99999"):
+        with pytest.raises(
+            OSError, match=rf"^clean.ray_address is '{re.escape(address)}', and no cluster answers there"
+        ):
+            cleaning.start(rules.model_copy(update={"runner": "ray", "ray_address": address}))
+
+
+def test_without_ray_the_runner_ray_fails(rules: params.Clean, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"^clean.runner is ray, and .*ray.*: install the extra wronai\[cluster\]"):
+        cleaning.start(rules.model_copy(update={"runner": "ray", "ray_address": None}))

@@ -241,3 +241,11 @@ def test_a_conversation_is_no_squad() -> None:
 def test_json_of_another_shape_fails(document: Any) -> None:
     with pytest.raises(ValueError, match=r"data.sources\[3\]: a.jsonl row 17 is no JSON of SQuAD's shape \(data, par"):
         list(conversations.squad(document, WHERE))
+
+
+def test_of_thousands_of_keys_an_error_says_some() -> None:
+    with pytest.raises(
+        ValueError, match=r"has the keys \['c0', 'c1', .* \[\.\.\.\]; expected a text in 'body'"
+    ) as caught:
+        conversations.text_of({f"c{i}": "" for i in range(10_000)}, "body", WHERE)
+    assert len(str(caught.value)) < 1000

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wronai import language
+from wronai import language, strings
 
 CONFIDENCE, CUT, LOOK_ALIKE = 0.65, 0.5, 0.05  # the defaults of params.yaml
 LANGUAGES = ("polish", "silesian", "kashubian", "czech", "slovak")
@@ -90,7 +90,7 @@ def test_neighbours_are_not_polish(name: str) -> None:
 def test_where_the_counts_settle_it_lingua_agrees(name: str) -> None:
     samples = [text for _, text in labelled(name)]
     texts = [f"{one} {other}" for one, other in pairwise(samples)] + [ABSTRACT, COOKIES, RUSSIAN]
-    data, begins = language._utf8(language._array(texts))
+    data, begins = strings.utf8(texts)
     settled = language._settled(language._count(data, begins[:-1], begins[1:], *language._tables()))
     for text, value in zip(texts, settled, strict=True):
         if not np.isnan(value):
@@ -103,7 +103,7 @@ def test_where_the_counts_settle_it_lingua_agrees(name: str) -> None:
 def test_half_and_half_is_not_settled_by_counting() -> None:
     half = f"{PROSE} {ABSTRACT}"
     bare = half.translate(str.maketrans("ąćęłńóśźż", "acelnoszz"))
-    data, begins = language._utf8(pa.array([half, bare, bare[: len(PROSE)]], pa.large_string()))
+    data, begins = strings.utf8(pa.array([half, bare, bare[: len(PROSE)]], pa.large_string()))
     assert np.isnan(language._settled(language._count(data, begins[:-1], begins[1:], *language._tables()))).all()
 
 

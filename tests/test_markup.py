@@ -125,6 +125,12 @@ def test_markdown_loses_its_marks_and_keeps_its_words() -> None:
         ("Młyn {% a %}stoi{% b %} tu {{.", "Młyn stoi tu {{."),
         ("Cena {{ albo {% nie zamknięte <!-- i to", "Cena {{ albo {% nie zamknięte <!-- i to"),
         ("[!INCLUDE [wstęp](a.md)]Młyn <xref:a.b>stoi.", "Młyn stoi."),
+        ("Typ <xref:System.IO.FileInfo> stoi, <xref:mill/Old.Mill>nie.", "Typ FileInfo stoi, nie."),
+        ("Typ <xref:A.Span%601?displayProperty=fullName> stoi.", "Typ Span stoi."),
+        (
+            "Są <xref:A.Span%601.Slice%28System.Int32%29>, <xref:A.B.Open*> i <xref:A.B.op_Add>.",
+            "Są Slice, Open i op_Add.",
+        ),
         ("> [!NOTE]\n> Młyn stoi.", "Młyn stoi."),
         ('> [!div class="checklist"]\n> * Młyn stoi.', "Młyn stoi."),
         ('Młyn.\n\n> [!div class="step-by-step"]\n> [Poprzednie](a.md)\n> [dalej](b.md)\n\nRzeka.', "Młyn.\n\nRzeka."),

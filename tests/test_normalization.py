@@ -32,6 +32,7 @@ texts = st.text(st.one_of(st.sampled_from(ODD), st.characters(codec=None, catego
         ("ba\u00adców\u00adka", "bacówka"),
         ("ba\u00ad\n  cówka", "bacówka"),
         ("ba\u00ad\u00a0\r\ncówka", "bacówka"),
+        ("od¬głos po¬ \n chodu, a ¬b i 2¬x zostają", "odgłos pochodu, a ¬b i 2¬x zostają"),
         ("w\u00a0lesie,\t  na\u2009łące", "w lesie, na łące"),
         ("jeden\r\ndwa\rtrzy\u2028cztery\x85pięć", "jeden\ndwa\ntrzy\ncztery\npięć"),
         ("wers \n\n\n\n wers", "wers\n\nwers"),
@@ -137,6 +138,13 @@ def test_words_hyphenated_at_line_ends_are_rejoined(hyphen: str) -> None:
 
 def test_a_hyphen_before_a_name_or_after_a_number_stays() -> None:
     assert normalization.unwrap("Bielsko-\nBiała, rok 1905-\nty") == "Bielsko-\nBiała, rok 1905-\nty"
+
+
+def test_a_long_line_that_stops_within_a_sentence_goes_on() -> None:
+    paragraph = PROSE[: PROSE.index(" Pewnej")]
+    page = f"{paragraph}\n{PROSE}\nStary dom, do którego nikt nie zaglądał, bo dzieci bały się duchów,\n"
+    assert normalization.unwrap(f"{page}stoi do dziś.\nKoniec") == f"{page[:-1]} stoi do dziś.\nKoniec"
+    assert normalization.unwrap(f"{page}Stary Młyn\nstoi") == f"{page}Stary Młyn\nstoi"
 
 
 VERSE = (

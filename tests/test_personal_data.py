@@ -117,6 +117,7 @@ def test_network_and_street_addresses_become_placeholders(text: str, masked: str
         "PESEL 44139901352 ma zły miesiąc.",
         "NIP 526-000-12-47 i 5260001247 nie istnieją.",
         "REGON 123456784 nie istnieje.",
+        "Sprawa 123456785/2021 i iloraz 123456785/40.",
         "Konto PL61 1090 1014 0000 0712 1981 2875 nie istnieje.",
         "Karta 4111 1111 1111 1112 nie istnieje.",
         "Przesyłka 9111 1111 1111 1111 nie jest kartą.",

@@ -308,6 +308,27 @@ def test_a_damaged_page_of_parquet_fails(tmp_path: Path) -> None:
         rows(tmp_path / "a.parquet", bytes(data))
 
 
+def test_a_date_that_python_cannot_hold_fails(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["x"], "day": pa.array([2**60], pa.timestamp("us"))}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=rf"{AT}: a.parquet: a row from 1 on holds what cannot be read: date value"):
+        rows(tmp_path / "a.parquet")
+
+
+def test_parquet_that_holds_no_utf8_fails(tmp_path: Path) -> None:
+    bytes_ = pa.array([b"\xff"])
+    text = pa.Array.from_buffers(pa.string(), 1, bytes_.buffers())
+    pq.write_table(pa.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=rf"{AT}: a.parquet: a row from 1 on holds what cannot be read: 'utf-8' codec"):
+        rows(tmp_path / "a.parquet")
+
+
+def test_a_header_of_thousands_of_columns_is_not_said_whole(tmp_path: Path) -> None:
+    header = ",".join(f"c{i}" for i in range(10_000))
+    with pytest.raises(ValueError, match=r"has 1 fields, the header has 10000: \['c0', 'c1'.* \[\.\.\.\]$") as caught:
+        rows(tmp_path / "a.csv", f"{header}\n1\n".encode())
+    assert len(str(caught.value)) < 1000
+
+
 # what is cut
 
 
@@ -478,6 +499,14 @@ def test_an_archive_without_a_usable_member_fails(tmp_path: Path) -> None:
             read(tmp_path / name, data)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_a_member_twice_fails(tmp_path: Path) -> None:
+    twice = (("a.jsonl", JSONL), ("b.jsonl", JSONL), ("a.jsonl", JSONL))
+    for name, data in (("a.zip", zipped(*twice)), ("a.tar", tarred(*twice))):
+        with pytest.raises(ValueError, match=rf"{AT}: {name} has the member 'a.jsonl' twice"):
+            read(tmp_path / name, data)
+
+
 def test_only_the_suffixes_asked_for_are_members(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(("a.txt", b"x"), ("b.jsonl", JSONL)))
     ignored: list[str] = []
@@ -613,6 +642,7 @@ BOMB = bytes(80 << 20)
         ("a.tar.zst", zstandard.compress(tarred(("a.jsonl", JSONL)) + BOMB)),
         ("a.tar", tarred(("a.txt.gz", gzip.compress(BOMB)))),
         ("a.zip", zipped(("a.parquet", BOMB))),
+        ("a.parquet", parquet([{"text": "x" * (1 << 20)}] * 80)),
     ],
 )
 def test_a_bomb_is_stopped(tmp_path: Path, name: str, data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -754,7 +784,12 @@ def test_a_name_that_no_file_can_have_fails(tmp_path: Path) -> None:
 def test_a_name_in_another_encoding_becomes_printable(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"\xbf\xf3\xb3w.txt")).write_text(TEXT)
     (tmp_path / os.fsdecode(b"\xbf.pdf")).write_text(TEXT)
-    assert files(tmp_path) == (["\ufffd\ufffdw.txt"], ["\ufffd.pdf"])
+    assert files(tmp_path) == (["\\xbf\\xf3\\xb3w.txt"], ["\\xbf.pdf"])
+
+
+def test_a_member_with_a_name_in_another_encoding_becomes_printable(tmp_path: Path) -> None:
+    data = tarred((os.fsdecode(b"a/\xbf.jsonl"), JSONL), (os.fsdecode(b"a/\xf3.jsonl"), JSONL))
+    assert list(read(tmp_path / "a.tar", data)) == ["a.tar/a/\\xbf.jsonl", "a.tar/a/\\xf3.jsonl"]
 
 
 @as_root

@@ -81,6 +81,6 @@ def test_the_page_shows_counts_bounds_and_examples_and_escapes_text(kinds: param
     page = rules_page.page(METRICS, list(histograms), examples)
     assert "&lt;script&gt;Za krótkie" in page and "<script>" not in page
     assert '<h3 id="too_short">' in page and 'href="#too_short"' in page
-    assert "min_words 20" in page
+    assert f"min_words {kinds.web.min_words}: 1 beyond" in page and "max_words 100000: 0 beyond" in page
     assert re.search(r'class="gone" x="\d+"', page) and re.search(r'class="kept" x="\d+"', page)
     assert "1,234 characters" in page

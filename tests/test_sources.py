@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -178,6 +179,12 @@ def test_an_empty_file_fails(tmp_path: Path) -> None:
         documents(tmp_path, tmp_path / "a.txt")
 
 
+def test_a_pipe_fails_instead_of_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"^data.sources\[3\]: a.txt is no regular file"):
+        documents(tmp_path, tmp_path)
+
+
 def test_documents_without_a_text_kind_fail(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     with pytest.raises(ValueError, match=r"data.sources\[3\].text_kind is missing"):
@@ -315,10 +322,23 @@ def test_a_pilot_run_fetches_no_more_than_its_bytes(tmp_path: Path) -> None:
     assert 3 < len(harvest.items) < 13
 
 
-def test_a_url_of_another_kind_of_file_fails(tmp_path: Path) -> None:
-    with web.serve({"a.pdf": b"%PDF"}) as server:
-        urls = [remote(f"{server.address}/a.pdf", b"%PDF")]
-        with pytest.raises(ValueError, match=r"data.sources\[3\].*a.pdf .*\.txt"):
+def test_a_url_of_another_kind_of_file_fails_before_anything_is_fetched(tmp_path: Path) -> None:
+    with web.serve({"a.txt": b"Tekst", "a.pdf": b"%PDF"}) as server:
+        urls = [remote(f"{server.address}/{name}", b"") for name in ("a.txt", "a.pdf")]
+        with pytest.raises(ValueError, match=r"^data.sources\[3\].urls\[1\]: http.*/a.pdf is no \.txt, "):
+            read(tmp_path, kind="http", urls=urls, role="documents", text_kind="web")
+        assert server.log == []
+
+
+def test_a_url_that_is_no_address_fails_with_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^data.sources\[3\].urls\[0\]: http://\[a/b.txt is no address: Invalid IPv6"):
+        read(tmp_path, kind="http", urls=[remote("http://[a/b.txt", b"")], role="documents", text_kind="web")
+
+
+def test_the_same_url_twice_fails(tmp_path: Path) -> None:
+    with web.serve({"a.txt": TEXT.encode()}) as server:
+        urls = [remote(f"{server.address}/a.txt", TEXT.encode())] * 2
+        with pytest.raises(ValueError, match=r"^data.sources\[3\]: http.*/a.txt is there twice"):
             read(tmp_path, kind="http", urls=urls, role="documents", text_kind="web")
 
 
@@ -364,6 +384,11 @@ def test_a_crawl_gives_its_pages_and_their_dates(tmp_path: Path) -> None:
     ]
     assert harvest.date == "2024-05-01/2024-05-03"
     assert harvest.skipped == {"not_ok": 1}
+
+
+def test_a_page_with_an_address_that_is_none_has_the_genre_of_its_source(tmp_path: Path) -> None:
+    (tmp_path / "cc.warc").write_bytes(test_warc.record(test_warc.http(), url="http://[a.pl/"))
+    assert [item.genre for item in read(tmp_path, kind="warc", path=str(tmp_path)).items] == ["moje"]  # type: ignore[union-attr]
 
 
 def test_a_dump_is_at_one_place(tmp_path: Path) -> None:

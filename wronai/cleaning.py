@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -50,6 +51,7 @@ import daft
 SPECIAL_TOKENS = re.compile(r"</?(?:polish|formal|informal|question|answer)>")
 HEAD = 200  # characters of a rejected text that are kept
 BATCH_BYTES = 4 << 20  # about so much text goes through the rules at once
+PATIENCE = 10  # seconds for a cluster to answer; Ray itself would ask for many minutes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tick = Callable[[int], None]  # is told of so many texts more
@@ -65,6 +67,7 @@ class Text:
     repaired: bool = False
     boilerplate: float = 0.0  # share of the characters
     rejection: Rejection | None = None
+    head: str = ""  # how it begins, before boilerplate went: what is shown of it when it is rejected
 
 
 def read_document(content: bytes, media_type: str, text_kind: str, title: str, rules: params.Rules) -> Text:
@@ -88,11 +91,11 @@ def read_document(content: bytes, media_type: str, text_kind: str, title: str, r
     text = normalization.normalize(sound)
     if text_kind != "verse":
         text = normalization.unwrap(text)
-    boilerplate = 0.0
+    boilerplate, head = 0.0, text[:HEAD]
     if rules.max_share_boilerplate is not None:
         text, boilerplate = normalization.without_boilerplate(text)
     title = normalization.normalize(repair(title))
-    return Text(title, text, encoding, sound != characters, boilerplate, _special_token(text))
+    return Text(title, text, encoding, sound != characters, boilerplate, _special_token(text), head)
 
 
 def _special_token(text: str) -> Rejection | None:
@@ -156,13 +159,14 @@ class Cleaner:
         read = [read_document(*row, self._rules(row[2])) for row in rows]
         texts, cut = self._without_foreign_paragraphs(read, kinds)
         verdicts = self._judge(texts, kinds, [text.rejection for text in read], [text.boilerplate for text in read])
-        masked: list[list[str]] = [[] for _ in read]
+        titles, masked = [text.title for text in read], [list[str]() for _ in read]
         for row, reason in enumerate(verdicts["reason"]):
             if reason is None and self.rules.mask_personal_data:
-                texts[row], counts = personal_data.mask(texts[row])
-                masked[row] = sorted(counts.elements())
+                texts[row], in_text = personal_data.mask(texts[row])
+                titles[row], in_title = personal_data.mask(titles[row])
+                masked[row] = sorted((in_text + in_title).elements())
         columns = {
-            "title": [text.title for text in read],
+            "title": titles,
             "encoding": [text.encoding for text in read],
             "repaired": [text.repaired for text in read],
             "cut": cut,
@@ -172,7 +176,10 @@ class Cleaner:
         }
         shares = (self.rules.share_validation, self.rules.share_test)
         columns["split"] = [corpus.split_of(key, self.seed, *shares) for key in columns["key"].to_pylist()]
-        columns["text"] = [text if ok else text[:HEAD] for text, ok in zip(texts, _passed(verdicts), strict=True)]
+        columns["text"] = [
+            text if reason is None else found.head
+            for text, reason, found in zip(texts, verdicts["reason"], read, strict=True)
+        ]
         return _struct(columns, _DOCUMENTS)
 
     def instructions(self, messages: pa.Array) -> pa.Array:
@@ -228,11 +235,15 @@ class Cleaner:
         """reason, value and values of each text: of its rejection if there is one, or of the first rule it fails."""
         array = pa.array(texts, pa.large_string())
         measured = {
-            **quality.measure(array),
+            # FineWeb2's bounds are fitted to paragraphs that are parted by one line end, ours by an empty line.
+            **quality.measure(pc.replace_substring(array, "\n\n", "\n")),
             "share_boilerplate": np.array(boilerplate or np.zeros(len(texts))),
             "language_confidence": np.full(len(texts), np.nan),
         }
         measured["share_silesian"], measured["share_kashubian"] = language.look_alikes(array)
+        # A page whose source kept no line ends would be judged by its last character.
+        in_one_line = np.array(pc.invert(pc.match_substring(array, "\n")))
+        measured["share_punctuated_lines"] = np.where(in_one_line, np.nan, measured["share_punctuated_lines"])
         reasons = [None if found is None else found.reason for found in rejections]
         decided = [np.nan if found is None else float(found.value) for found in rejections]
         for kind in sorted(set(kinds)):
@@ -260,10 +271,6 @@ class Cleaner:
         }
 
 
-def _passed(verdicts: Mapping[str, Any]) -> list[bool]:
-    return [reason is None for reason in verdicts["reason"]]
-
-
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -281,9 +288,34 @@ def _struct(columns: Mapping[str, Any], kinds: Mapping[str, pa.DataType]) -> pa.
 
 
 def start(rules: params.Clean) -> None:
-    """Let Daft run on the Ray cluster at `clean.ray_address`, if `clean.runner` says ray; once a process."""
-    if rules.runner == "ray":
-        daft.set_runner_ray(address=rules.ray_address, noop_if_initialized=True)
+    """Let Daft run on the Ray cluster at `clean.ray_address`, if `clean.runner` says ray; once a process.
+
+    ValueError or OSError when there is no Ray here or no cluster there.
+    """
+    if rules.runner != "ray":
+        return
+    address = rules.ray_address
+    key = f"clean.ray_address is {'null' if address is None else address!r}"
+    if address is not None:
+        _look_for(address, key)
+    try:
+        # Without an address Ray would join whatever cluster ran here last, also one that is gone.
+        daft.set_runner_ray(address=address or "local", noop_if_initialized=True)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"clean.runner is ray, and {error}: install the extra wronai[cluster]") from error
+    except (RuntimeError, ValueError, OSError) as error:
+        raise OSError(f"{key}, and Ray does not start from it: {error}") from error
+
+
+def _look_for(address: str, key: str) -> None:
+    """OSError if nobody listens at `address`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port):
+        raise ValueError(f"{key}; expected host:port or ray://host:port of a running cluster, or null")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise OSError(f"{key}, and no cluster answers there: {error}") from error
 
 
 def _run(
@@ -398,7 +430,9 @@ def _collect(
         histograms.add(np.array(kinds), duplicates.matrix(batch.column("values")))
         runs.add(batch.select(texts))
         tick(batch.num_rows)
-        collected.append(batch.drop_columns([*(set(texts) - {"source"}), "values"]))
+        # Taken, that is copied: a column of Daft's keeps the memory of its whole batch, so of the texts.
+        facts = batch.drop_columns([*(set(texts) - {"source"}), "values"])
+        collected.append(facts.take(np.arange(batch.num_rows)))
     order = runs.order()
     facts = pa.concat_tables(collected).take(order)
     reasons = np.array(facts.column("reason").to_pylist(), dtype=object)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from wronai import duplicates
+from wronai import duplicates, strings
 
 SHORTEST_NGRAM = 8  # words; as GPT-3, which went down from 13 to 8 for benchmarks of short items
 
@@ -230,7 +230,7 @@ class Matcher:
         ngrams = words - sizes + 1  # of each text
         total = int(ngrams.sum())
         self._lengths = np.unique(sizes)
-        self._pool, begins = duplicates.utf8(pa.array(texts, pa.large_string()))
+        self._pool, begins = strings.utf8(texts)
         self._slots = np.full(1 << (2 * total).bit_length(), -1, np.int32)
         self._hashes = np.empty(total, np.uint64)
         self._spans = np.empty((total, 2), np.int64)
@@ -252,7 +252,7 @@ class Matcher:
         """How many distinct n-grams each content key shares with each benchmark, [keys, benchmarks]."""
         counts = np.zeros((len(keys), len(self.benchmarks)), np.int64)
         if len(keys) and len(self._lengths):
-            data, begins = duplicates.utf8(keys)
+            data, begins = strings.utf8(keys)
             table = (self._lengths, self._slots, self._hashes, self._spans, self._pool, self._bits)
             texts, ngrams = np.unique(_find(data, begins, *table), axis=0).T
             np.add.at(counts, texts, self._owned[ngrams])

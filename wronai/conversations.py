@@ -7,6 +7,7 @@ Whether user and assistant take turns is for cleaning to judge. Preference pairs
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -74,7 +75,7 @@ def conversation(row: Mapping[str, Any], columns: Mapping[str, str], where: str)
         raise ValueError(f"{where} is a preference pair (chosen, rejected), which WronAI does not train on")
     pairs = ", ".join(" and ".join(pair) for pair in _PAIRS)
     raise ValueError(
-        f"{where} has the keys {sorted(row)}; expected messages, conversations, {pairs}, or columns that map "
+        f"{where} has the keys {_keys(row)}; expected messages, conversations, {pairs}, or columns that map "
         "question and answer, or messages"
     )
 
@@ -140,7 +141,7 @@ def _value(row: Mapping[str, Any], column: str, what: str, where: str) -> Any:
             value = value[int(name)] if isinstance(value, list) else value[name]
         except (KeyError, IndexError, TypeError, ValueError):
             found = (
-                f"has the keys {sorted(row)}" if value is row else f"has {_shown(value)} where {name!r} is looked for"
+                f"has the keys {_keys(row)}" if value is row else f"has {_shown(value)} where {name!r} is looked for"
             )
             raise ValueError(f"{where} {found}; expected {what} in {column!r}") from None
     return value
@@ -205,6 +206,10 @@ def _content(message: Mapping[str, Any], here: str) -> str:
 
 def _first(message: Mapping[str, Any], *names: str) -> Any:
     return next((message[name] for name in names if message.get(name) is not None), None)
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return textwrap.shorten(str(sorted(row)), 500)  # a table can have thousands of columns
 
 
 def _shown(value: Any) -> str:

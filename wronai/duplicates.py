@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 os.environ["DAFT_ANALYTICS_ENABLED"] = "0"  # otherwise the import itself is reported over the network
 import daft
 
+from wronai.strings import utf8
+
 FOLDED = 0x40000  # from this code point on there is no letter, and case folding changes nothing
 _SPACE = 0x20
 _LENGTH = 56  # where the number of bytes stands in an entry of _folds
@@ -34,17 +36,6 @@ class MinHash(NamedTuple):
     bands: int = 14
     rows: int = 8
     ngram: int = 5
-
-
-def utf8(texts: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of all texts in a row, and where each begins, with the end of the last; a null counts as empty."""
-    whole = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    whole = whole.cast(pa.large_string()).fill_null("")
-    _, offsets, data = whole.buffers()
-    if not len(whole):
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    begins = np.frombuffer(offsets, np.int64, len(whole) + 1, whole.offset * 8)
-    return np.frombuffer(data or b"", np.uint8), begins
 
 
 @functools.cache

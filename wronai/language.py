@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import TypeAlias
 
 import numba
 import numpy as np
@@ -24,7 +22,8 @@ import pyarrow.compute as pc
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 from numpy.typing import NDArray
 
-Texts: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[str]
+from wronai import strings
+from wronai.strings import Texts
 
 # Czech and Slovak are what Polish is taken for first, Latin and French what old books quote.
 _LANGUAGES = (
@@ -240,21 +239,6 @@ def _count(
     return counts
 
 
-def _array(texts: Texts) -> pa.Array:
-    """The texts as one array with 64-bit offsets; a null counts as empty."""
-    whole = texts if isinstance(texts, pa.Array | pa.ChunkedArray) else pa.array(texts, pa.large_string())
-    whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
-    return whole.cast(pa.large_string()).fill_null("")
-
-
-def _utf8(texts: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of all texts in a row, and where each begins, with the end of the last."""
-    _, offsets, data = texts.buffers()
-    if not len(texts):
-        return np.empty(0, np.uint8), np.zeros(1, np.int64)
-    return np.frombuffer(data or b"", np.uint8), np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
-
-
 @functools.cache
 def _detector() -> LanguageDetector:
     # From 120 characters on the same figures; below, trigrams alone, for 380 MB and 3 s less in each process.
@@ -312,7 +296,7 @@ def confidences(texts: Texts) -> NDArray[np.float64]:
     A window has 600 bytes; a text of up to 1,200 is one. Its value is 1.0 or 0.0 where its words and letters settle it
     (`_settled`), and elsewhere lingua's among 15 languages, which agrees where they do.
     """
-    data, begins = _utf8(_array(texts))
+    data, begins = strings.utf8(texts)
     return _confidences(data, begins[:-1], begins[1:])
 
 
@@ -327,7 +311,7 @@ def look_alikes(texts: Texts) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     One such word tells nothing, nor do any in a text with letters that no speech of Poland has (Czech ě, French è):
     there the shares are 0. Words of the highlanders count against Silesian.
     """
-    data, begins = _utf8(_array(texts))
+    data, begins = strings.utf8(texts)
     counts = _count(data, begins[:-1], begins[1:], *_tables())
     silesian, kashubian, either = counts[:, SILESIAN] - counts[:, HIGHLAND], counts[:, KASHUBIAN], counts[:, EITHER]
     native = counts[:, STRANGE] + counts[:, OTHER] <= 0.02 * counts[:, LETTERS]
@@ -402,7 +386,7 @@ def _doubtful(counts: NDArray[np.int64], lines: NDArray[np.int64]) -> NDArray[np
 
 def _cut_once(texts: pa.Array, threshold: float) -> dict[int, str]:
     """The texts that lose a paragraph, by position, as they are without."""
-    data, begins = _utf8(texts)
+    data, begins = strings.utf8(texts)
     found = _paragraphs(data, begins)
     doubtful = np.flatnonzero(_doubtful(_count(data, found[1], found[2], *_tables()), found[3]))
     foreign = doubtful[_confidences(data, found[1, doubtful], found[2, doubtful]) < threshold]
@@ -428,7 +412,7 @@ def screened(texts: Texts, threshold: float) -> tuple[pa.Array, NDArray[np.int64
     letters or more is judged, and only where foreign words or letters prevail, so verse, code, names and short
     quotations stay, and a Polish text comes back as the same bytes. Screening again cuts nothing more.
     """
-    whole = _array(texts)
+    whole = strings.array(texts)
     changed: dict[int, str] = {}
     positions, left = np.arange(len(whole)), whole
     while shorter := _cut_once(left, threshold):  # again, since what is left may have lines for paragraphs

@@ -48,6 +48,8 @@ _TEMPLATE_TAG = re.compile(
     re.MULTILINE,
 )
 _TAG_ENDS = {"{%": "%}", "{/*": "*/}", "{{": "}}", "<!--": "-->"}
+# DocFX shows a reference to code by its last name, as in <xref:System.IO.File.Open*> and <xref:System.Span%601>.
+_CODE_NAME = re.compile(r"<xref:[A-Z]\w*(?:%60\d+)?(?:\.\w+(?:%60\d+)?)*\.(\w+)(?:%60|%2A|%28|[*`(?]|>)")
 # A hundred of the same sign say no more than four, and markdown-it takes seconds for a million.
 _LONG_RUN = re.compile(r"([^\w\s]{1,2})\1{100,}")
 
@@ -81,7 +83,7 @@ def markdown_text(source: str) -> tuple[str, str]:
 
 
 def _without_template_tags(source: str) -> str:
-    pieces = []
+    pieces: list[str] = []
     unclosed: set[str] = set()  # ends that do not come any more: looking for them again would be quadratic
     kept = position = 0
     while tag := _TEMPLATE_TAG.search(source, position):
@@ -94,7 +96,8 @@ def _without_template_tags(source: str) -> str:
                 position = start + 1
                 continue
             stop = found + len(end)
-        pieces.append(source[kept:start])
+        code = _CODE_NAME.match(tag[0])
+        pieces += source[kept:start], code[1] if code else ""
         kept = position = stop
     return "".join([*pieces, source[kept:]])
 

@@ -21,6 +21,7 @@ _UNTIDY = re.compile(r"[^\n\x20-\x7e\xa1-\u02ff\u2010-\u2027\u2030-\u205e\u2070-
 _LINE_ENDS = re.compile(r"[\u2028\u2029\x0b\x0c\x85]")
 _SPACES = re.compile(r"[\u1680\u2000-\u200a\u202f\u205f\u3000]")
 _SOFT_HYPHEN = re.compile(r"\u00ad(?: *\n *)?")
+_SCANNED_HYPHEN = re.compile(r"¬(?<=[^\W\d_].)(?: *\n *)?(?=[a-ząćęłńóśźż])")  # what scanning programs write for it
 # Control codes, surrogates, private use, noncharacters, and what Unicode calls default ignorable: zero-width ones,
 # marks of direction, variation selectors, fillers. Those of the planes above come apart: rare, and slower to look for.
 _INVISIBLE = re.compile(
@@ -53,6 +54,8 @@ def normalize(text: str) -> str:
         text = _SOFT_HYPHEN.sub("", text)
     if untidy:
         text = unicodedata.normalize("NFC", text)
+    if "¬" in text:
+        text = _SCANNED_HYPHEN.sub("", text)
     while "  " in text:
         text = text.replace("  ", " ")
     text = text.replace(" \n", "\n").replace("\n ", "\n")
@@ -66,22 +69,25 @@ def _without_gaps(text: str) -> str:
 
 
 _HYPHENATED = re.compile(r"[-\u2010]\n(?<=[^\W\d_]..)(?=[a-ząćęłńóśźż])", re.DOTALL)
+_WITHIN_SENTENCE = re.compile(r"\n(?<=[a-ząćęłńóśźż,].)(?=[a-ząćęłńóśźż])", re.DOTALL)
+SHORTEST_PROSE = 60  # characters; a shorter line may be a verse
 _SENTENCE_END = '.!?…:;”"»*'
 _DASHES = "—–-•*"
 
 
 def unwrap(text: str) -> str:
-    """Prose that was broken at a fixed width, with its lines rejoined; verse, lists and prose with free lines stay.
+    """Prose that was broken at a fixed width, or by pages, with its lines rejoined; verse, lists and free lines stay.
 
     A line was broken by the width if the next word would hardly have fitted (hardly: scanned books wrap by points, not
     by characters). If that explains many line ends of a text whose lines reach 50 to 120 characters, and the line after
-    mostly goes on in lower case, those ends become spaces, and words hyphenated there become whole.
+    mostly goes on in lower case, those ends become spaces, and words hyphenated there become whole. Without a width,
+    as where pages were scanned, a line of SHORTEST_PROSE or more that stops within a sentence goes on.
     """
     lines = text.split("\n")
     lengths = sorted(filter(None, map(len, lines)))
     width = lengths[int(len(lengths) * 0.95)] if len(lengths) >= 5 else 0
     if not 50 <= width <= 120:
-        return _whole_words(text)
+        return _whole_sentences(_whole_words(text))
     reach = 0.85 * width - 1
     is_broken = [
         bool(line and following) and (len(line) > reach or len(line) + _first_word(following) > reach)
@@ -90,7 +96,7 @@ def unwrap(text: str) -> str:
     pairs = sum(1 for line, following in pairwise(lines) if line and following)
     continued = [following[0].islower() for following, broken in zip(lines[1:], is_broken, strict=True) if broken]
     if not continued or len(continued) < 0.4 * pairs or sum(continued) < 0.6 * len(continued):
-        return _whole_words(text)
+        return _whole_sentences(_whole_words(text))
     return _whole_words("".join(_joined(lines, is_broken)))
 
 
@@ -117,6 +123,16 @@ def _joined(lines: list[str], is_broken: list[bool]) -> Iterator[str]:
 
 def _whole_words(text: str) -> str:
     return _HYPHENATED.sub("", text) if "-\n" in text or "\u2010\n" in text else text
+
+
+def _whole_sentences(text: str) -> str:
+    return _WITHIN_SENTENCE.sub(_joint, text)
+
+
+def _joint(end: re.Match[str]) -> str:
+    """A space for the `end` of a line that is long enough for prose."""
+    at = end.start()
+    return " " if end.string.find("\n", max(0, at - SHORTEST_PROSE), at) < 0 and at >= SHORTEST_PROSE else "\n"
 
 
 # What the furniture of a web page says, each under letters that every match has in it, whatever their case.

@@ -221,7 +221,7 @@ _OUTSIDE_URLS: _Rules = (
             ("NIP", _NIP_GROUPED, _by(nip.is_valid)),
             ("TELEFON", _PHONE_COUNTRY, _span),
             ("TELEFON", _PHONE_CUE, _span),
-            ("REGON", re.compile(rf"{_START}\d{{9}}{_END}{_NO_AMOUNT}"), _by(regon.is_valid)),
+            ("REGON", re.compile(rf"{_START}\d{{9}}{_END}(?!/\d){_NO_AMOUNT}"), _by(regon.is_valid)),
             ("TELEFON", _PHONE_MOBILE, _span),
         ),
     ),

@@ -23,6 +23,7 @@ import stat
 import struct
 import tarfile
 import tempfile
+import textwrap
 import urllib.parse
 import zipfile
 import zlib
@@ -211,8 +212,11 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _printable(name: str) -> str:
-    """A file name whose bytes are no UTF-8 (old archives have them) in characters that every output can hold."""
-    return os.fsencode(name).decode("utf-8", "replace")
+    """A file name whose bytes are no UTF-8 (old archives have them) in characters that every output can hold.
+
+    Different names stay different, for ids are made of them.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
@@ -255,12 +259,14 @@ def members(
         return
     if suffix != ".tar" and (suffix != ".zip" or packing):
         raise ValueError(f"{origin} is no {', '.join(suffixes)} file, packed or not, and no archive of them")
-    found = False
+    found: set[str] = set()
     with _opened(path, origin) as file:
         read = _zip_members if suffix == ".zip" else _tar_members
         for inner, open_packed in read(_unpacked(file, packing, origin), origin):
             if _wanted(inner, suffixes):
-                found = True
+                if inner in found:
+                    raise ValueError(f"{origin} has the member {inner!r} twice")
+                found.add(inner)
                 yield _member(origin.inside(inner), inner, open_packed)
             else:
                 ignored.append(f"{name}/{inner}")
@@ -461,11 +467,11 @@ def _tar_members(file: BinaryIO, origin: _Origin) -> Iterator[tuple[str, Callabl
             bufsize=1 << 16,
             tarinfo=_TarInfo,
             encoding="utf-8",
-            errors="replace",
+            errors="surrogateescape",
         )
         while info := archive.next():
             archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header
-            inner = _inner_name(info.name, origin)
+            inner = _printable(_inner_name(info.name, origin))
             if info.isdir():
                 continue
             if not info.isreg() or info.issparse():
@@ -663,17 +669,29 @@ def _parquet_rows(stream: io.BufferedReader, origin: _Origin) -> Iterator[tuple[
                 shutil.copyfileobj(stream, file, BUFFER_BYTES)
                 file.seek(0)
             table = pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)  # or it keeps all it has read
+            packed = file.seek(0, io.SEEK_END)
             for batch in table.iter_batches(BATCH_ROWS, use_threads=False):
                 total += batch.nbytes
+                if total > BOMB_FLOOR and total > BOMB_RATIO * packed:
+                    raise ValueError(f"{origin} unpacks to more than {BOMB_RATIO} times its size, as a bomb does")
                 if total > MEMBER_BYTES:
                     raise ValueError(f"{origin} unpacks to more than {MEMBER_BYTES:,} bytes, the limit")
-                for row in batch.to_pylist():
-                    number += 1
-                    if batch.nbytes > RECORD_BYTES:
-                        _check_length(row, number, origin)
-                    yield number, row
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+                long = batch.nbytes > RECORD_BYTES
+                for start in range(0, batch.num_rows, step := 1 if long else BATCH_ROWS):
+                    for row in _python_rows(batch.slice(start, step), number + 1, origin):
+                        number += 1
+                        if long:
+                            _check_length(row, number, origin)
+                        yield number, row
+    except (pa.ArrowException, OSError) as error:
         raise origin.damaged(error) from error
+
+
+def _python_rows(batch: pa.RecordBatch, number: int, origin: _Origin) -> list[dict[str, Any]]:
+    try:
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except (ValueError, OverflowError, LookupError) as error:  # no UTF-8; a date or time zone that Python lacks
+        raise ValueError(f"{origin}: a row from {number} on holds what cannot be read: {error}") from error
 
 
 def _check_length(row: dict[str, Any], number: int, origin: _Origin) -> None:
@@ -735,11 +753,13 @@ def _table_rows(stream: io.BufferedReader, origin: _Origin) -> Iterator[tuple[in
         if not header:
             header = [name.strip() for name in row]
             if len(set(header)) < len(header):
-                raise ValueError(f"{origin} line {lines.number} must be a header, but repeats a name: {header}")
+                found = textwrap.shorten(str(header), 500)
+                raise ValueError(f"{origin} line {lines.number} must be a header, but repeats a name: {found}")
             continue
         if len(row) != len(header):
             raise ValueError(
-                f"{origin} line {lines.number} has {len(row)} fields, the header has {len(header)}: {header}"
+                f"{origin} line {lines.number} has {len(row)} fields, the header has {len(header)}: "
+                f"{textwrap.shorten(str(header), 500)}"
             )
         number += 1
         yield number, dict(zip(header, row, strict=True))

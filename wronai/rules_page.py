@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -29,6 +29,7 @@ class Histogram:
     bounds: tuple[tuple[str, float], ...]  # of the rules on this measure: (field of params.Rules, value)
     top: float
     counts: Array
+    beyond: Counter[str] = field(default_factory=Counter)  # texts by the name of the bound that they do not keep
 
     @property
     def texts(self) -> int:
@@ -37,7 +38,7 @@ class Histogram:
     def is_beyond(self, step: int) -> bool:
         """Whether a rule drops what lies in the middle of this step."""
         middle = (step + 0.5) * self.top / BINS
-        return any(middle < bound if name.startswith("min_") else middle > bound for name, bound in self.bounds)
+        return any(_fails(name, bound, middle) for name, bound in self.bounds)
 
 
 class Histograms:
@@ -65,13 +66,21 @@ class Histograms:
             rows = values[kinds == kind]
             for column, histogram in self._histograms[kind].items():
                 found = rows[:, column]
-                steps = np.minimum(found[~np.isnan(found)] * (BINS / histogram.top), BINS - 1).astype(np.int64)
+                found = found[~np.isnan(found)]
+                for name, bound in histogram.bounds:
+                    histogram.beyond[name] += int(np.count_nonzero(_fails(name, bound, found)))
+                steps = np.minimum(found * (BINS / histogram.top), BINS - 1).astype(np.int64)
                 histogram.counts[:] += np.bincount(steps, minlength=BINS)
 
     def __iter__(self) -> Any:
         """Those that counted something, by kind and measure."""
         for by_measure in self._histograms.values():
             yield from (histogram for histogram in by_measure.values() if histogram.texts)
+
+
+def _fails(name: str, bound: float, value: Any) -> Any:
+    """Whether a rule on `value`, or on each of an array, drops a text."""
+    return value < bound if name.startswith("min_") else value > bound
 
 
 def _top(measure: str, bounds: Sequence[tuple[str, float]]) -> float:
@@ -119,7 +128,7 @@ td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowra
 td.t { overflow-wrap: anywhere; }
 .all { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: 1rem; }
 figure { margin: 0; }
-figcaption { font-size: .85rem; }
+figcaption { font-size: .85rem; line-height: 1.35; }
 svg { width: 100%; height: 5rem; background: #f6f6f6; }
 .kept { fill: #4a7ba6; } .gone { fill: #c0563b; } line { stroke: #222; stroke-width: 1; }
 @media (prefers-color-scheme: dark) {
@@ -161,10 +170,10 @@ svg { width: 100%; height: 5rem; background: #f6f6f6; }
 {% endfor %}
 </table>
 <h2>Values and bounds</h2>
-<p>Every text that could be read, also those that another rule dropped first. What lies beyond a bound is red; heights
-are logarithmic.</p>
+<p>Every text that could be read, also those that another rule dropped first. What lies beyond a bound is red; the last
+bar holds all higher values too; heights are logarithmic.</p>
 {% for kind, group in histograms | groupby("kind") %}
-<h3>{{ kind }}</h3>
+<h3>{{ kind }}, {{ "{:,}".format(group | map(attribute="texts") | max) }} texts</h3>
 <div class="all">
 {% for h in group %}
 <figure><svg viewBox="0 0 600 100" preserveAspectRatio="none" role="img" aria-label="{{ h.measure }}">
@@ -173,9 +182,9 @@ are logarithmic.</p>
  y="{{ "%.1f" % (100 - height) }}" width="9" height="{{ "%.1f" % height }}"/>{% endif %}{% endfor %}
 {% for name, bound in h.bounds %}{% if bound <= h.top %}<line x1="{{ "%.1f" % (600 * bound / h.top) }}" y1="0"\
  x2="{{ "%.1f" % (600 * bound / h.top) }}" y2="100"/>{% endif %}{% endfor %}
-</svg><figcaption>{{ h.measure }}, 0 to {{ "%g" % h.top }}{{ "+" if h.counts[-1] else "" }};
-{% for name, bound in h.bounds %}{{ ", " if not loop.first }}{{ name }} {{ "%g" % bound }}{% endfor %};
-{{ "{:,}".format(h.texts) }} texts</figcaption></figure>
+</svg><figcaption><b>{{ h.measure }}</b>, 0 to {{ "%g" % h.top }}
+{% for name, bound in h.bounds %}<br>{{ name }} {{ "%g" % bound }}: {{ "{:,}".format(h.beyond[name]) }} beyond
+{% endfor %}</figcaption></figure>
 {% endfor %}
 </div>
 {% endfor %}

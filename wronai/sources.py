@@ -10,7 +10,7 @@ import hashlib
 import re
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,9 +89,15 @@ def _limited(
     if isinstance(source, Tables):
         _check_fields(source, key)
     harvest.date = source.date
+    names: set[str] = set()
     for file in _files(source, key, folder, say, harvest):
+        if not file.path.is_file():  # to read a pipe would wait for ever
+            raise ValueError(f"{key}: {file.name} is no regular file")
         if file.path.stat().st_size == 0:
             raise ValueError(f"{key}: {file.name} is empty")
+        if file.name in names:
+            raise ValueError(f"{key}: {file.name} is there twice, and ids are made of it")
+        names.add(file.name)
         harvest.files.append(_record(file))
         for item in _items(file, source, key, harvest):
             yield item
@@ -132,8 +138,22 @@ def _files(source: Tables | Dumps, key: str, folder: Path, say: Say, harvest: Ha
             downloads.Remote(f"{key}.urls[{i}]", file.url, file.sha256, file.bytes)
             for i, file in enumerate(source.urls or [])
         ]
+        if isinstance(source, params.HttpSource):
+            _check_kinds(remote, SUFFIXES[source.role])
         for wanted, got in zip(remote, downloads.fetch(remote, folder, say, source.max_bytes), strict=False):
             yield File(downloads.public(wanted.url), got.path, got.whole)
+
+
+def _check_kinds(remote: Sequence[downloads.Remote], suffixes: Sequence[str]) -> None:
+    """ValueError for a file that could not be read, before any is fetched."""
+    for file in remote:
+        try:
+            usable = readers.usable(file.url, suffixes)
+        except ValueError as error:
+            raise ValueError(f"{file.key}: {downloads.public(file.url)} is no address: {error}") from None
+        if not usable:
+            found = f"{file.key}: {downloads.public(file.url)}"
+            raise ValueError(f"{found} is no {', '.join(suffixes)} file, packed or not, and no archive of them")
 
 
 def _record(file: File) -> dict[str, Any]:
@@ -224,12 +244,20 @@ def _web_pages(file: File, source: params.WarcSource, key: str, harvest: Harvest
             yield Document(
                 id=f"{source.name}/{file.name}#{number:06d}",
                 source=source.name,
-                genre=urllib.parse.urlsplit(page.url).hostname or source.name,
+                genre=_host(page.url) or source.name,
                 title="",
                 media_type=page.media_type + (f"; charset={page.charset}" if page.charset else ""),
                 text_kind="web",
                 content=page.content,
             )
+
+
+def _host(url: str) -> str | None:
+    """The host of a page; none where a crawl has an address that is none."""
+    try:
+        return urllib.parse.urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _embedded(source: params.EmbeddedSource, key: str, harvest: Harvest) -> Iterator[Document | Instruction]:
