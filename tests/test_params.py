@@ -45,6 +45,7 @@ def test_the_shipped_parameters_load() -> None:
         ("finetune.lora.target_modules", ["q_prj"], 'finetune.lora.target_modules[0]: found "q_prj"'),
         ("finetune.max_steps", 0, "finetune: max_steps is 0"),
         ("clean.rules.web.min_words", 200_000, "clean.rules.web: min_words is 200000, above max_words"),
+        ("clean.minhash_bands", 1_000_000_000, "clean.minhash_bands: found 1000000000; expected: input should be less"),
         ("clean.rules.edited.min_mean_word_length", 13.0, "above max_mean_word_length"),
         ("clean.share_test", 0.97, "leave nothing to train on"),
         ("model.scratch.hidden_size", 193, "RoPE needs an even number"),

@@ -90,6 +90,23 @@ def test_a_mistake_of_ours_keeps_its_traceback(project: Path) -> None:
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
+def test_an_interrupted_stage_says_so_without_a_traceback(project: Path) -> None:
+    done = run(project, body="raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "first: interrupted\n")
+    assert [found.info.status for found in runs(project)] == ["KILLED"]
+
+
+def test_the_hub_is_shut_unless_a_parameter_asks_for_it(project: Path) -> None:
+    body = "import os; print('offline', os.environ.get('HF_HUB_OFFLINE'))"
+    assert "offline 1" in run(project, body=body, HF_HUB_OFFLINE="").stdout
+    yaml = YAML()
+    values = yaml.load(project / "params.yaml")
+    fields = {"repository": "kto/zbior", "revision": "0" * 40, "files": "*.parquet", "role": "instructions"}
+    values["data"]["sources"].append({"name": "zbior", "kind": "hub", "licence": "CC0-1.0", **fields})
+    yaml.dump(values, project / "params.yaml")
+    assert "offline 1" not in run(project, body=body, HF_HUB_OFFLINE="").stdout
+
+
 def test_sources_edited_while_the_stage_runs_fail_it(project: Path) -> None:
     done = run(project, body="Path('first.py').write_text('# edited')")
     assert done.returncode == 1

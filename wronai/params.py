@@ -181,9 +181,9 @@ class Clean(Section):
     ray_address: str | None
     rules: Kinds
     mask_personal_data: bool
-    minhash_bands: Positive
-    minhash_rows: Positive
-    minhash_ngram: Positive
+    minhash_bands: Annotated[int, Field(ge=1, le=256)]
+    minhash_rows: Annotated[int, Field(ge=1, le=64)]
+    minhash_ngram: Annotated[int, Field(ge=1, le=64)]
     contamination: Literal["drop", "count"]
     contamination_ngram: Annotated[int, Field(ge=8)]
     share_validation: Annotated[float, Field(gt=0, lt=1)]

@@ -139,7 +139,7 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
     os.environ.update(QUIET)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # the libraries' bars fill a log otherwise
-    if config.model.base != "hub":
+    if config.model.base != "hub" and all(source.kind != "hub" for source in config.data.sources):
         os.environ["HF_HUB_OFFLINE"] = "1"
     _hush()
     numerics.choose(config.numerics)
@@ -156,8 +156,12 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
         if os.environ.get("WRONAI_TRACEBACK"):
             traceback.print_exc()
         sys.exit(f"{name}: {error}")
-    except BaseException as error:
-        report.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+    except KeyboardInterrupt:
+        report.finish("KILLED")
+        print(f"{name}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except BaseException:
+        report.finish("FAILED")
         raise
     report.finish("FINISHED")
 
