@@ -4,17 +4,11 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prose import PROSE
 
 from wronai import decoding
 from wronai.decoding import Rejection
 
-PROSE = (
-    "Na skraju wsi stał dom, w którym od lat nikt nie mieszkał. Dzieci mówiły, że straszy tam o północy, ale "
-    "stary młynarz śmiał się i powtarzał, że to tylko wiatr gra na potłuczonych szybach. Pewnej jesieni do domu "
-    "wprowadziła się nauczycielka z miasta. Wymieniła okna, pobieliła ściany i zasadziła przy furtce krzak bzu, "
-    "a w środę wieczorem zaprosiła wszystkich sąsiadów na ciasto ze śliwkami. Przyszli niemal wszyscy, bo każdy "
-    "chciał sprawdzić, czy to prawda, że duch został i pomaga w kuchni."
-)
 GARBLED = (
     ("cp1250", "latin-1"),
     ("cp1250", "cp1252"),

@@ -6,17 +6,11 @@ import unicodedata
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prose import PROSE, VERSE
 
 from wronai import normalization
 from wronai.normalization import POLISH_LETTERS
 
-PROSE = (
-    "Na skraju wsi stał dom, w którym od lat nikt nie mieszkał. Dzieci mówiły, że straszy tam o północy, ale "
-    "stary młynarz śmiał się i powtarzał, że to tylko wiatr gra na potłuczonych szybach. Pewnej jesieni do domu "
-    "wprowadziła się nauczycielka z miasta. Wymieniła okna, pobieliła ściany i zasadziła przy furtce krzak bzu, "
-    "a w środę wieczorem zaprosiła wszystkich sąsiadów na ciasto ze śliwkami. Przyszli niemal wszyscy, bo każdy "
-    "chciał sprawdzić, czy to prawda, że duch został i pomaga w kuchni."
-)
 examples = settings(derandomize=True, deadline=None, max_examples=200)
 ODD = (
     "aąż .-–\n\r\t\x00\x0b\x85\u00a0\u00ad\u0301\u0328\u034f\u2009\u200b\u200d\u200f\u2028\ufdd0\ufe0f\ufeff\ud800"
@@ -147,11 +141,6 @@ def test_a_long_line_that_stops_within_a_sentence_goes_on() -> None:
     assert normalization.unwrap(f"{page}Stary Młyn\nstoi") == f"{page}Stary Młyn\nstoi"
 
 
-VERSE = (
-    "Nad rzeką wieczór stawia łódkę z cienia,\nw łódce się chwieje jeden żółty liść\n"
-    "i nie wiadomo, czy to odpłynięcie,\nczy tylko woda uczy się, jak iść.\nStoję na brzegu z kieszenią kamieni\n"
-    "i żadnym z nich nie umiem w ciszę trafić"
-)
 DIALOGUE = "– Idziesz?\n– Nie wiem.\n– To się zdecyduj, bo zamykają.\n– A ty?\n– Ja już byłem.\n– Sam?\n– Z psem."
 RECIPE = "2 szklanki mąki\n3 jajka\nszczypta soli\n1 łyżka oleju\npół szklanki mleka\nWymieszać i smażyć na złoto."
 STATUTE = (
