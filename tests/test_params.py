@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,3 +132,11 @@ def test_the_first_stage_ends_in_seconds_with_one_message_and_exit_code_1(tmp_pa
     assert time.monotonic() - started < 20
     assert done.returncode == 1
     assert "finetune.quantization.bnb_4bit_quant_type" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/corpus.md"])
+def test_the_sources_that_the_pages_show_are_valid(page: str) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    found = YAML(typ="safe").load(shown)
+    sources = found["data"]["sources"] if isinstance(found, dict) else found
+    assert len(params.Data.model_validate({"sources": sources}).sources) == len(sources) > 0
