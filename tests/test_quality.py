@@ -328,13 +328,13 @@ BAD = {
     "too_short": "Zaraz wracam do was.",
     "no_diacritics": PAGE.translate(str.maketrans("ąćęłńóśźżŁ", "acelnoszzL")),
     "keyword_page": "Tani węgiel, opał, piec, kocioł. Pellet, brykiet, drewno, koks, miał, ekogroszek od ręki. Skład, "
-    "transport, wysyłka, hurt, detal, promocja, rabat, faktura, raty na telefon. Gorące ceny, łatwy zakup.",
+    "transport, wysyłka, hurt, detal, promocja, rabat, faktura, raty na telefon. Gorące ceny, łatwy zakup. " * 3,
     "few_stop_words": "Tak bardzo chciałbym wiedzieć, gdzie są moje książki. Może leżą pod łóżkiem, może ktoś zabrał "
-    "je już dawno, może nigdy ich tam było mało. Jak mam je znaleźć?",
+    "je już dawno, może nigdy ich tam było mało. Jak mam je znaleźć? " * 3,
     "short_words": PAGE + " ".join("żebyś"[n % 5] for n in range(200)) + ".",
     "long_words": "Konstantynopolitańczykowianeczka w poprzeczkowaniu i niepełnosprawnościach " * 3
     + PAGE[:30]
-    + "dźwiękonaśladowczość " * 12,
+    + "dźwiękonaśladowczość " * 60,
     "few_letters": PAGE + " ".join(f"{n}7{n * n}" for n in range(100)) + ".",
     "many_symbols": PAGE.replace(", ", " # ").replace("niósł", "#niósł").replace(" i ", " #i ").replace(" w ", " #w "),
     "bullet_list": "\n".join(f"- {sentence.strip()}." for sentence in PAGE.split(".")[:-1]),
