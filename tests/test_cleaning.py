@@ -4,7 +4,7 @@ import random
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,8 @@ def documents(tmp_path: Path, rules: params.Clean) -> Runner:
     def run(*found: str | corpus.Document, benchmark: str = "", **changes: Any) -> Outcome:
         items = [document(f"s/{i}", item) if isinstance(item, str) else item for i, item in enumerate(found)]
         folder = fresh(tmp_path)
-        with corpus.PartsWriter(folder / "raw", corpus.RAW_DOCUMENTS) as parts:
-            for item in items:
-                parts.add(item)
         cleaner = cleaner_of(folder, rules, benchmark, changes)
-        raw = corpus.checked_parts(folder / "raw", corpus.RAW_DOCUMENTS, "")
+        raw = raw_of(folder, items, corpus.RAW_DOCUMENTS)
         judged = cleaning.judge_documents(raw, cleaner, folder / "runs", lambda rows: None)
         return outcome(judged, corpus.DOCUMENTS, folder)
 
@@ -74,15 +71,19 @@ def documents(tmp_path: Path, rules: params.Clean) -> Runner:
 def instructions(tmp_path: Path, rules: params.Clean) -> Runner:
     def run(*found: corpus.Instruction, benchmark: str = "", **changes: Any) -> Outcome:
         folder = fresh(tmp_path)
-        with corpus.PartsWriter(folder / "raw", corpus.INSTRUCTIONS) as parts:
-            for item in found:
-                parts.add(item)
         cleaner = cleaner_of(folder, rules, benchmark, changes)
-        raw = corpus.checked_parts(folder / "raw", corpus.INSTRUCTIONS, "")
+        raw = raw_of(folder, found, corpus.INSTRUCTIONS)
         judged = cleaning.judge_instructions(raw, cleaner, folder / "runs", lambda rows: None)
         return outcome(judged, corpus.INSTRUCTIONS, folder)
 
     return run
+
+
+def raw_of(folder: Path, items: Sequence[corpus.Document | corpus.Instruction], schema: corpus.pa.Schema) -> list[Path]:
+    with corpus.PartsWriter(folder / "raw", schema) as parts:
+        for item in items:
+            parts.add(item)
+    return corpus.checked_parts(folder / "raw", schema, "")
 
 
 def fresh(tmp_path: Path) -> Path:
