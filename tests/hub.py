@@ -24,34 +24,46 @@ def serve(
     instead: Mapping[str, bytes] | None = None,
     cuts: dict[str, list[int]] | None = None,
     gated: Sequence[str] = (),
+    stalls: Mapping[str, int] | None = None,
+    names: Mapping[str, str] | None = None,
+    tokens: Sequence[str] | None = None,
     log: list[tuple[str, str, dict[str, str]]] | None = None,
 ) -> Iterator[str]:
     """The address of a hub whose `repository`, of models and of data, holds the files of `folder` at `revision`.
 
     For each repository in `refusals` it answers with that status and error code, and for all others with 404. By
-    their name in the repository, files in `large` are kept as LFS keeps them, in `instead` come with other bytes, in
-    `cuts` are cut off after so many bytes, once for each, and in `gated` come only with the token "hf_right". Method,
-    path and headers of each request go to `log`.
+    their name in the repository, files in `large` are kept as LFS keeps them, by a redirect to another store, in
+    `instead` come with other bytes, in `cuts` are cut off after so many bytes, once for each, in `stalls` stop coming
+    after so many while the connection stays open, and in `gated` come only with the token "hf_right". `names` are
+    branches and tags with their commits. A token that is not in `tokens`, if given, is unknown to it. Method, path and
+    headers of each request go to `log`.
     """
+    closed = threading.Event()
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             if log is not None:
                 log.append((self.command, path, dict(self.headers.items())))
+            token = self.headers.get("Authorization", "").removeprefix("Bearer ")
             refused = [refusal for name, refusal in refusals.items() if f"/{name}/" in f"{path}/"]
-            if refused:
+            if token and tokens is not None and token not in tokens:
+                self._reply(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            elif refused:
                 status, code = refused[0]
                 self._reply(status, b"", {"X-Error-Code": code})
-            elif match := re.fullmatch(rf"/api/(?:models|datasets)/{repository}(?:/(tree|revision)/([^/]+))?", path):
+            elif match := re.fullmatch(rf"/api/(?:models|datasets)/{repository}(?:/(tree|revision)/(.+))?", path):
                 kind, asked = match[1], match[2] or revision
-                if asked != revision:
+                commit = (names or {}).get(asked, asked)
+                if commit != revision:
                     self._reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 else:
-                    about = {"id": repository, "sha": revision, "lastModified": DATE, "siblings": []}
+                    about = {"id": repository, "sha": commit, "lastModified": DATE, "siblings": []}
                     self._json(self._tree() if kind == "tree" else about)
             elif match := re.fullmatch(rf"(?:/datasets)?/{repository}/resolve/{revision}/(.+)", path):
                 self._file(match[1])
+            elif match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
+                self._content(next(name for name in large if _sha256((folder / name).read_bytes()) == match[1]))
             else:
                 self._reply(404, b"", {"X-Error-Code": "RepoNotFound"})
 
@@ -78,6 +90,13 @@ def serve(
             if name in gated and self.headers.get("Authorization") != "Bearer hf_right":
                 self._reply(401, b"", {"X-Error-Code": "GatedRepo"})
                 return
+            if name in large:
+                digest = _sha256((folder / name).read_bytes())
+                self._reply(302, b"", {"Location": f"/lfs/{digest}", "X-Linked-Etag": f'"{digest}"'})
+            else:
+                self._content(name)
+
+        def _content(self, name: str) -> None:
             content = (folder / name).read_bytes()
             etag = _sha256(content) if name in large else _blob(content)
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": revision}
@@ -90,7 +109,11 @@ def serve(
                 headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
                 status, content = 206, content[first:]
             coming = (cuts or {}).get(name)
-            self._reply(status, content, headers, coming.pop(0) if coming and self.command == "GET" else None)
+            stall = (stalls or {}).get(name)
+            self._reply(status, content, headers, coming.pop(0) if coming and self.command == "GET" else stall)
+            if stall is not None:
+                self.wfile.flush()
+                closed.wait()
 
         def _json(self, content: object) -> None:
             self._reply(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -111,6 +134,7 @@ def serve(
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        closed.set()
         server.shutdown()
         server.server_close()
 

@@ -43,8 +43,37 @@ def test_the_shipped_parameters_load() -> None:
         ("finetune.lora.r", "16", 'finetune.lora.r: found "16"'),
         ("finetune.lora.lora_dropout", 1.5, "finetune.lora.lora_dropout: found 1.5"),
         ("finetune.quantization.bnb_4bit_quant_type", "nf5", 'finetune.quantization.bnb_4bit_quant_type: found "nf5"'),
-        ("finetune.lora.target_modules", ["q_prj"], 'finetune.lora.target_modules[0]: found "q_prj"'),
+        ("finetune.lora.target_modules", [""], 'finetune.lora.target_modules[0]: found ""'),
+        ("finetune.lora.target_modules", ["q_proj", "q_proj"], "lora: target_modules names q_proj more than once"),
         ("finetune.max_steps", 0, "finetune: max_steps is 0"),
+        ("finetune.launch.processes", 0, "finetune.launch.processes: found 0"),
+        ("finetune.launch.machines", 2, "finetune.launch: processes is 1, of all machines; expected a multiple of"),
+        ("finetune.launch.machines", 2, "main_process_ip and main_process_port of machine 0 must both be set"),
+        ("finetune.launch.strategy", "fsdp", "finetune.launch: strategy is 'fsdp' and processes is 1"),
+        ("finetune.launch.cpu_offload", True, "cpu_offload is true and strategy is 'ddp'; only 'fsdp' offloads"),
+        ("finetune.quantization.load_in_8bit", True, "load_in_4bit and load_in_8bit are both true"),
+        ("finetune.lora.init_lora_weights", "pissa", 'finetune.lora.init_lora_weights: found "pissa"'),
+        ("finetune.lora.init_lora_weights", "loftq", "init_lora_weights is 'loftq'; its singular vectors"),
+        ("finetune.lr_scheduler_type", "polynomial", 'finetune.lr_scheduler_type: found "polynomial"'),
+        (
+            "finetune.lr_scheduler_type",
+            "constant",
+            "warmup_ratio is 0.05, and lr_scheduler_type constant has no warm-up",
+        ),
+        ("finetune.train_sampling_strategy", "sorted", 'finetune.train_sampling_strategy: found "sorted"'),
+        (
+            "finetune.max_loss_ratio",
+            1.0,
+            "finetune.max_loss_ratio: found 1.0; expected: input should be greater than 1",
+        ),
+        (
+            "finetune.check_memory",
+            "yes",
+            'finetune.check_memory: found "yes"; expected: input should be a valid boolean',
+        ),
+        ("finetune.save_total_limit", 0, "finetune.save_total_limit: found 0"),
+        ("finetune.early_stopping_patience", 3, "early_stopping_patience is set, and load_best_model_at_end is false"),
+        ("finetune.loraplus_lr_ratio", 0.0, "finetune.loraplus_lr_ratio: found 0.0"),
         ("clean.rules.web.min_words", 200_000, "clean.rules.web: min_words is 200000, above max_words"),
         ("clean.minhash_bands", 1_000_000_000, "clean.minhash_bands: found 1000000000; expected: input should be less"),
         ("clean.rules.edited.min_mean_word_length", 13.0, "above max_mean_word_length"),
@@ -55,8 +84,19 @@ def test_the_shipped_parameters_load() -> None:
         ("model.base", "local", "path is empty"),
         ("model.base", "hub", "repository (owner/name) and revision (40 hex digits of a commit) must both be set"),
         ("model.built_from", "data", "model: built_from is 'data'; with base scratch it must be 'data/clean'"),
-        ("model.revision", "main", 'model.revision: found "main"'),
+        ("model.revision", "", 'model.revision: found ""'),
         ("tokenize.max_length", 4096, "tokenize.max_length is 4096, above model.scratch.max_position_embeddings"),
+        (
+            "tokenize.mixture",
+            {"instructions": 0.0, "documents": 0.0},
+            "tokenize.mixture: instructions and documents are",
+        ),
+        (
+            "tokenize.mixture.documents",
+            -0.1,
+            "tokenize.mixture.documents: found -0.1; expected: input should be greater",
+        ),
+        ("tokenize.mixture.documents", float("inf"), "tokenize.mixture.documents: found"),
         ("finetune.optim", "adamw_torch", "numerics: pinned needs 'adamw_torch_fused'"),
         ("finetune.quantization.bnb_4bit_compute_dtype", "bfloat16", "numerics: pinned needs 'float32'"),
         ("evaluate.dtype", "bfloat16", "evaluate.dtype is 'bfloat16'; numerics: pinned needs 'float32'"),
@@ -66,6 +106,65 @@ def test_the_shipped_parameters_load() -> None:
 )
 def test_a_wrong_value_is_named_with_its_key(key: str, value: Any, says: str) -> None:
     assert says in wrong(key, value)
+
+
+def changed(**values: Any) -> str:
+    """The message for params.yaml with these values of finetune.quantization and, of loftq, without its bits."""
+    raw = copy.deepcopy(GOOD)
+    raw["finetune"]["quantization"] |= values
+    raw["finetune"]["lora"]["init_lora_weights"] = "loftq" if not any(values.values()) else True
+    with pytest.raises(params.ParamsError) as caught:
+        params.parse(raw, "params.yaml")
+    return str(caught.value)
+
+
+def test_eight_bits_are_refused_under_pinned_numerics() -> None:
+    assert "load_in_8bit is true; numerics: pinned needs float32" in changed(load_in_4bit=False, load_in_8bit=True)
+
+
+def test_loftq_without_quantization_is_refused() -> None:
+    assert "which makes up for the error of quantization" in changed(load_in_4bit=False, load_in_8bit=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"load_best_model_at_end": True, "save_steps": 150}, "save_steps is 150; .* a multiple of eval_steps, 100"),
+        ({"activation_offloading": True, "gradient_checkpointing": False}, "and gradient_checkpointing false"),
+    ],
+)
+def test_two_parameters_of_the_training_that_contradict_each_other_are_refused(
+    changes: dict[str, Any], says: str
+) -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["finetune"] |= changes
+    with pytest.raises(params.ParamsError, match=says):
+        params.parse(raw, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "says"),
+    [
+        ("numerics", "pinned", "finetune.launch.strategy is 'fsdp', which needs GPUs"),
+        ("quantization", {"load_in_4bit": False, "load_in_8bit": True}, "load_in_8bit is true; launch.strategy 'fsdp'"),
+        ("quantization", {"bnb_4bit_quant_storage": "uint8"}, "bnb_4bit_quant_storage is 'uint8'; launch.strategy"),
+        ("optim", "paged_adamw_8bit", "optim is 'paged_adamw_8bit'; bitsandbytes' optimizers have no sharding"),
+    ],
+)
+def test_fsdp_is_refused_with_what_it_cannot_shard(section: str, values: Any, says: str) -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["numerics"] = "native"
+    raw["finetune"]["launch"] |= {"processes": 2, "strategy": "fsdp"}
+    raw["finetune"]["quantization"]["bnb_4bit_quant_storage"] = "float32"
+    params.parse(raw, "params.yaml")
+    if section == "numerics":
+        raw[section] = values
+    elif isinstance(values, dict):
+        raw["finetune"][section] |= values
+    else:
+        raw["finetune"][section] = values
+    with pytest.raises(params.ParamsError, match=re.escape(says)):
+        params.parse(raw, "params.yaml")
 
 
 def test_an_unknown_key_is_told_the_nearest_one() -> None:

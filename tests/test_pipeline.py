@@ -17,8 +17,8 @@ STAGES = list(GRAPH)
 MODULES = sorted(path.stem for path in (ROOT / "wronai").glob("*.py") if path.stem != "__init__")
 DOORS = {
     "mlflow": {"tracking"},
-    "peft": {"base", "qlora", "merging", "training"},
-    "bitsandbytes": {"base", "qlora", "merging", "training"},
+    "peft": {"base", "qlora", "merging", "streamed", "training", "vocabulary"},
+    "bitsandbytes": {"base", "qlora", "streamed", "training"},
     "daft": {"cleaning", "duplicates"},
     "lm_eval": {"scoring"},
     "trafilatura": {"markup"},
@@ -26,7 +26,7 @@ DOORS = {
     "lingua": {"language"},
     "stdnum": {"personal_data"},
 }
-WITHOUT_TORCH = ("params", "prompt", "cleaning", "sources", "progress", "tracking", "profiles")
+WITHOUT_TORCH = ("params", "prompt", "cleaning", "sources", "progress", "tracking", "profiles", "planner")
 
 
 def imports(path: Path) -> set[str]:

@@ -1,9 +1,8 @@
-"""The base model: pre-trained from scratch on the clean documents, or taken from a folder or a hub revision."""
+"""The base model: pre-trained from scratch on the clean documents, checked before anything is built on it, loaded."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,17 +15,25 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from wronai import params, tokens, training
+from wronai import params, shards, tokens, training
 from wronai.progress import Progress
 
-FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+FILES = (  # of a base, beside its weights; the chat template is the project's own
+    shards.INDEX,
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
 )
+# model_type of the architectures that are tested. Their logits are the head's product with the last hidden states and
+# nothing more, and nothing scales what passes between their layers: wronai.vocabulary and wronai.streamed rely on it.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+STORED = ("BF16", "F16", "F32")  # types of weights in safetensors that are numbers as they stand
 SPECIAL = ("<unk>", "<s>", "</s>")  # ids 0, 1, 2, as in Mistral
 
 
@@ -89,21 +96,8 @@ def from_scratch(
             f"the clean documents hold {len(blocks)} training and {len(held_out)} validation blocks of "
             f"{settings.block_size} tokens (model.scratch.block_size); a base needs at least one of each: add documents"
         )
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_hidden_layers=settings.num_hidden_layers,
-        num_attention_heads=settings.num_attention_heads,
-        num_key_value_heads=settings.num_key_value_heads,
-        sliding_window=settings.sliding_window,
-        max_position_embeddings=settings.max_position_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
     disable_progress_bar()
-    model = MistralForCausalLM(config)
+    model = MistralForCausalLM(_mistral(settings, len(tokenizer)))
     pad = tokenizer.unk_token_id
     with tempfile.TemporaryDirectory() as work:
         training.train(
@@ -148,6 +142,22 @@ def from_scratch(
     }
 
 
+def _mistral(settings: params.Scratch, vocab_size: int) -> MistralConfig:
+    return MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_hidden_layers,
+        num_attention_heads=settings.num_attention_heads,
+        num_key_value_heads=settings.num_key_value_heads,
+        sliding_window=settings.sliding_window,
+        max_position_embeddings=settings.max_position_embeddings,
+        bos_token_id=SPECIAL.index("<s>"),
+        eos_token_id=SPECIAL.index("</s>"),
+        tie_word_embeddings=False,
+    )
+
+
 def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> tuple[list[dict[str, list[int]]], int]:
     """The texts one after another, each between its begin and end token, cut into full blocks of `size` tokens.
 
@@ -160,72 +170,100 @@ def _blocks(tokenizer: Any, texts: Sequence[str], size: int) -> tuple[list[dict[
     return [{"input_ids": block, "labels": block, "position_ids": list(range(size))} for block in cut], len(stream)
 
 
-def from_local(path: Path, out: Path) -> None:
-    """Copy the base in the folder `path` to `out`: safetensors, configuration and tokenizer, nothing else."""
-    if not path.is_dir():
-        raise FileNotFoundError(f"model.path: {path}: no such folder; expected one that holds a base model")
-    out.mkdir(parents=True, exist_ok=True)
-    for pattern in FILES:
-        for file in sorted(path.glob(pattern)):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+def scratch_outline(settings: params.Scratch) -> Any:
+    """The model that `from_scratch` makes, on the device "meta"."""
+    with torch.device("meta"):
+        return MistralForCausalLM(_mistral(settings, settings.vocab_size))
 
 
-def from_hub(repository: str, revision: str, out: Path) -> None:
-    """Download the commit `revision` of the hub repository `repository` to `out`: safetensors and tokenizer only."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+def outline(path: Path) -> Any:
+    """The model whose configuration and tokenizer are in the folder `path`, on the device "meta": no weight is read.
 
-    where = f"model.repository: {repository} at {revision}"
-    try:
-        snapshot_download(repository, revision=revision, allow_patterns=list(FILES), local_dir=out)
-    except GatedRepoError:
-        raise ValueError(
-            f"{where}: gated; accept its terms on the hub and set HF_TOKEN to a token that may read it"
-        ) from None
-    except RevisionNotFoundError:
-        raise ValueError(f"{where}: no such commit in the repository (model.revision)") from None
-    except RepositoryNotFoundError:
-        raise ValueError(f"{where}: no such repository, or a private one that HF_TOKEN does not open") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise ValueError(f"{where}: the download failed: {' '.join(str(error).split())}") from None
-    shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's own notes, with time stamps
-
-
-def check(path: Path) -> dict[str, float | int]:
-    """Whether the folder `path` holds a base that this pipeline can tune; returns its size and that of its vocabulary.
-
-    Raises ValueError or FileNotFoundError that says what does not fit: no safetensors, or not all that the index names,
-    or a damaged one; a configuration that is no causal language model, or a tokenizer with more tokens than the
-    embedding has rows.
+    Raises ValueError or FileNotFoundError if it is none that this pipeline can tune: of another family than FAMILIES,
+    quantized already, or with a tokenizer that has more tokens than the embedding has rows.
     """
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{path}: no *.safetensors; only weights in safetensors are loaded")
-    for index in path.glob("*.safetensors.index.json"):
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(named - {file.name for file in files}):
-            raise FileNotFoundError(f"{path}: {index.name} names {', '.join(missing)}, which the base lacks")
-    for file in files:
-        try:
-            with safe_open(file, "pt"):
-                pass  # reads the header, and whether the file is as long as it says
-        except SafetensorError as error:
-            raise ValueError(f"{file}: damaged ({error})") from None
-    tokenizer = tokens.load(path)
+    file = path / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path}: no config.json; expected the folder of a model as transformers saves it")
+    try:
+        described = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{file}: damaged; expected a JSON object") from None
+    if (family := described.get("model_type")) not in FAMILIES:
+        raise ValueError(f"{file}: model_type is {family!r}; expected one of {', '.join(FAMILIES)}")
+    if quantized := described.get("quantization_config"):
+        raise ValueError(
+            f"{file}: quantized already (quant_method {dict(quantized).get('quant_method')!r}); expected full weights, "
+            "which finetune_qlora quantizes itself"
+        )
     model = load(path, torch.float32, device="meta")
+    tokenizer = tokens.load(path)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise ValueError(
             f"{path}: the tokenizer has {len(tokenizer)} tokens, and the embedding {rows} rows: "
             "they do not belong together"
         )
-    return {"parameters": model.num_parameters(), "vocab_size": rows}
+    return model
+
+
+def linears(model: Any) -> dict[str, torch.nn.Linear]:
+    """The layers that quantization touches and LoRA may sit on, by name: all linear ones but the head."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+
+
+def check_targets(model: Any, target_modules: Sequence[str]) -> None:
+    """ValueError if one of `target_modules` is not the last part of the name of a linear layer of `model`."""
+    there = sorted({name.rpartition(".")[2] for name in linears(model)})
+    if unknown := [name for name in target_modules if name not in there]:
+        raise ValueError(
+            f"finetune.lora.target_modules: the base has no linear layer {', '.join(unknown)}; "
+            f"it has {', '.join(there)}"
+        )
+
+
+def check(path: Path) -> dict[str, float | int]:
+    """Whether the folder `path` holds a base that this pipeline can tune; returns its size and that of its vocabulary.
+
+    Reads the configuration, the tokenizer and the headers of the weights, so it takes no memory to speak of. Beside
+    what `outline` raises, ValueError or FileNotFoundError if the weights are not whole: no safetensors, or not all that
+    the index names, or one that is damaged, or a weight that is missing, of another shape, or no plain number.
+    """
+    stored: dict[str, tuple[list[int], str]] = {}
+    for name in shards.weight_files_in(path):
+        try:
+            # Reads the header, and whether the file is as long as it says.
+            with safe_open(path / name, "pt") as weights:
+                for key in weights.keys():  # noqa: SIM118  # it is no mapping and cannot be iterated
+                    described = weights.get_slice(key)
+                    stored[key] = (described.get_shape(), described.get_dtype())
+        except SafetensorError as error:
+            raise ValueError(f"{path / name}: damaged ({error})") from None
+    model = outline(path)
+    wanted = dict(model.named_parameters())  # a head that is tied to the embedding is there once
+    if missing := sorted(set(wanted) - set(stored)):
+        raise ValueError(f"{path}: lacks {len(missing)} weights of its architecture, such as {missing[0]}")
+    for name, weight in wanted.items():
+        shape, dtype = stored[name]
+        if shape != list(weight.shape):
+            raise ValueError(f"{path}: {name} has the shape {shape}, and config.json makes it {list(weight.shape)}")
+        if dtype not in STORED:
+            raise ValueError(f"{path}: {name} is stored as {dtype}; expected one of {', '.join(STORED)}")
+    tied = {"tied_embeddings": True} if model.config.tie_word_embeddings else {}
+    return {"parameters": model.num_parameters(), "vocab_size": model.get_input_embeddings().weight.shape[0]} | tied
 
 
 def device() -> str:
-    """Where a model runs: on the GPU that torch sees, if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where a model runs: on the GPU of this process, if torch sees one.
+
+    It has a number, without which accelerate takes a quantized model of one of several processes for misplaced.
+    """
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
 def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: Any) -> Any:

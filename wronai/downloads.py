@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import filelock
 import requests
@@ -35,6 +35,8 @@ from wronai.progress import Progress
 CHUNK_BYTES = 1 << 20
 HUB = "https://huggingface.co"
 GATED = "gated; accept its terms on the hub and set HF_TOKEN to a token that may read it"
+WRONG_TOKEN = "the hub does not know the token in HF_TOKEN (HTTP 401); correct it or leave it out"
+COMMIT = re.compile(r"[0-9a-f]{40}")
 # Up to the @ of the host, or, where a password holds an unescaped / so that no port follows its colon, to the last one.
 USER = re.compile(r"(\w://)(?:[^/?#\s]*@|[^/?#\s]*:(?!\d+(?:[/?#\s]|$))\S*@)")
 SECRET = re.compile(r"([?&][^=&#\s]*(?:token|key|sig|secret|passw|auth|cred)[^=&#\s]*=)[^&#\s]*", re.IGNORECASE)
@@ -60,6 +62,36 @@ class Fetched:
 
     path: Path
     whole: bool
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the hub at the commit `revision`; `key` is the section of params.yaml that names both."""
+
+    key: str
+    name: str
+    revision: str
+    kind: Literal["dataset", "model"] = "dataset"
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.name} at {self.revision}"
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository; `digest` is the sha256 of a large one, and of a small one the id of its git blob."""
+
+    name: str
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class HubListing:
+    """The files of a commit, sorted by name, and its date (none if the hub has none)."""
+
+    files: list[HubFile]
+    date: str | None
 
 
 @dataclass(frozen=True)
@@ -123,36 +155,80 @@ def fetch_hub(
     only as many files, each whole, as begin before that many bytes. The list of files is kept too: a second run asks
     the hub for nothing.
     """
-    where = f"{key}: {repository} at {revision}"
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    listing = _listing(where, endpoint, repository, revision, folder, say, patience)
-    matching = [entry for entry in listing["files"] if _matches(entry["name"].split("/"), pattern.split("/"))]
+    source = Repository(key, repository, revision)
+    listing = list_hub(source, folder, say, patience)
+    matching = [file for file in listing.files if _matches(file.name.split("/"), pattern.split("/"))]
     if not matching:
-        names = [entry["name"] for entry in listing["files"]]
-        some = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-        raise FileNotFoundError(f"{where}: no file matches {pattern!r}; there is {some or 'none at all'}")
+        raise FileNotFoundError(f"{source}: no file matches {pattern!r}; there is {some(listing.files)}")
     chosen = matching[:shards]
-    begins = itertools.accumulate((entry["bytes"] for entry in chosen), initial=0)
+    begins = itertools.accumulate((file.bytes for file in chosen), initial=0)
     if limit is not None:
-        chosen = [entry for entry, begin in zip(chosen, begins, strict=False) if begin < limit]
+        chosen = [file for file, begin in zip(chosen, begins, strict=False) if begin < limit]
+    brought = fetch_files(source, chosen, folder, say, workers, patience)
+    return HubFiles([(file.name, path) for file, path in zip(chosen, brought, strict=True)], listing.date)
 
+
+def some(files: Sequence[HubFile]) -> str:
+    """What there is instead of a file that is missing, for a message about it."""
+    names = [file.name for file in files]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "") or "none at all"
+
+
+def list_hub(repository: Repository, folder: Path, say: Say, patience: Patience = PATIENT) -> HubListing:
+    """The files of a commit, from `folder` if it was listed before, since a commit does not change.
+
+    Raises ValueError if the revision is a branch, a tag or a short hash, with the commit that it stands for now.
+    """
+    prefix = "" if repository.kind == "dataset" else "models--"
+    kept = folder / f"{prefix}{repository.name.replace('/', '--')}@{repository.revision}.json"
+    if COMMIT.fullmatch(repository.revision) and kept.is_file():
+        with contextlib.suppress(ValueError):
+            return _listing(json.loads(kept.read_text(encoding="utf-8")))
+    found = _persist(str(repository), lambda: _ask(repository, patience), None, say, patience, threading.Event())
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_suffix(".partial")
+    unfinished.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    unfinished.replace(kept)
+    return _listing(found)
+
+
+def fetch_files(
+    repository: Repository,
+    files: Sequence[HubFile],
+    folder: Path,
+    say: Say,
+    workers: int = 4,
+    patience: Patience = PATIENT,
+) -> list[Path]:
+    """Bring `files` of a repository to `folder`, each whole and under its digest; where they lie, in their order."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, without __all__
 
     token = _Token(build_hf_headers().get("authorization"))
     jobs = [
         _Job(
-            f"{where}: {entry['name']}",
-            hf_hub_url(repository, entry["name"], repo_type="dataset", revision=revision, endpoint=endpoint),
-            entry["digest"],
-            entry["bytes"],
+            f"{repository}: {file.name}",
+            hf_hub_url(
+                repository.name,
+                file.name,
+                repo_type=repository.kind,
+                revision=repository.revision,
+                endpoint=_endpoint(),
+            ),
+            file.digest,
+            file.bytes,
             token,
-            {"GatedRepo": GATED},
+            {"GatedRepo": GATED, "401": WRONG_TOKEN},
         )
-        for entry in chosen
+        for file in files
     ]
-    brought = _bring(jobs, folder, say, None, workers, patience)
-    return HubFiles([(entry["name"], file.path) for entry, file in zip(chosen, brought, strict=True)], listing["date"])
+    return [file.path for file in _bring(jobs, folder, say, None, workers, patience)]
+
+
+def check_room(label: str, files: Sequence[HubFile], folder: Path) -> None:
+    """OSError if the disk of `folder` does not hold what is still to come of `files`."""
+    lacking = {file.digest: file for file in files if not (folder / file.digest).is_file()}.values()
+    _check_room(label, sum(max(file.bytes - _size(folder / f"{file.digest}.partial"), 0) for file in lacking), folder)
 
 
 def public(text: str) -> str:
@@ -167,7 +243,7 @@ class _Job:
     digest: str  # 64 digits of a sha256, or 40 of the sha1 of a git blob; also the name of the file
     bytes: int | None
     auth: requests.auth.AuthBase | None = None
-    refusals: Mapping[str, str] = field(default_factory=dict)  # what to say of an X-Error-Code
+    refusals: Mapping[str, str] = field(default_factory=dict)  # what to say of an X-Error-Code, or of a status
 
 
 class _Token(requests.auth.AuthBase):
@@ -212,10 +288,7 @@ class _Ledger:
             self._left |= {job.digest: left for job, left in lefts.items()}
             known = sum(left or 0 for left in self._left.values())
             self._progress.expect(None if None in self._left.values() else known)
-            free = shutil.disk_usage(self._folder).free
-        if known > free:
-            label = next(iter(lefts)).label
-            raise OSError(f"{label}: {known:,} bytes are still to come, and {self._folder} has {free:,} free")
+        _check_room(next(iter(lefts)).label, known, self._folder)
 
     def move(self, job: _Job, count: int) -> None:
         with self._lock:
@@ -235,6 +308,13 @@ class _Ledger:
 
     def _note(self) -> str:
         return f"{self._finished} of {self._files} files"
+
+
+def _check_room(label: str, coming: int, folder: Path) -> None:
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if coming > free:
+        raise OSError(f"{label}: {coming:,} bytes are still to come, and {folder} has {free:,} free")
 
 
 def _bring(
@@ -424,8 +504,9 @@ class _Transfer:
         reason = f"HTTP {status} {response.reason}".rstrip()
         if status in (408, 429) or status >= 500:
             raise _Broken(reason, _retry_after(response.headers.get("Retry-After")))
-        if (code := response.headers.get("X-Error-Code", "")) in self._job.refusals:
-            raise ValueError(f"{self._job.label}: {self._job.refusals[code]}")
+        for known in (response.headers.get("X-Error-Code", ""), str(status)):
+            if known in self._job.refusals:
+                raise ValueError(f"{self._job.label}: {self._job.refusals[known]}")
         if status not in (200, 206):
             raise OSError(f"{self._job.label}: {reason}")
 
@@ -573,25 +654,16 @@ def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     return bool(names) and fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
-def _listing(
-    where: str, endpoint: str, repository: str, revision: str, folder: Path, say: Say, patience: Patience
-) -> dict[str, Any]:
-    """`date` of a commit and its `files`, sorted by name; kept in `folder`, since neither can change."""
-    kept = folder / f"{repository.replace('/', '--')}@{revision}.json"
-    if kept.is_file():
-        with contextlib.suppress(ValueError):
-            return json.loads(kept.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    listing = _persist(
-        where, lambda: _ask(where, endpoint, repository, revision, patience), None, say, patience, threading.Event()
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = kept.with_suffix(".partial")
-    unfinished.write_text(json.dumps(listing, ensure_ascii=False, indent=1), encoding="utf-8")
-    unfinished.replace(kept)
-    return listing
+def _endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
 
-def _ask(where: str, endpoint: str, repository: str, revision: str, patience: Patience) -> dict[str, Any]:
+def _listing(kept: Mapping[str, Any]) -> HubListing:
+    return HubListing([HubFile(**entry) for entry in kept["files"]], kept["date"])
+
+
+def _ask(repository: Repository, patience: Patience) -> dict[str, Any]:
+    """`date` of a commit and its `files`, as they are kept on the disk."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
@@ -603,33 +675,42 @@ def _ask(where: str, endpoint: str, repository: str, revision: str, patience: Pa
     )
     from huggingface_hub.hf_api import RepoFile
 
-    api = HfApi(endpoint=endpoint)
+    name, revision, kind = repository.name, repository.revision, repository.kind
+    api = HfApi(endpoint=_endpoint())
     try:
-        info = api.dataset_info(repository, revision=revision, timeout=patience.idle)
+        info = api.repo_info(name, revision=revision, repo_type=kind, timeout=patience.idle)
+        if not COMMIT.fullmatch(revision):
+            raise ValueError(
+                f"{repository.key}.revision: {revision!r} is a branch, a tag or a short hash of {name}, which may come "
+                f"to mean another commit; pin the one that it is now: revision: {info.sha}"
+            )
         # Without a time limit of its own, and it does not take one.
-        tree = _within(
-            patience.idle, api.list_repo_tree(repository, recursive=True, revision=revision, repo_type="dataset")
-        )
+        tree = _within(patience.idle, api.list_repo_tree(name, recursive=True, revision=revision, repo_type=kind))
         files = [entry for entry in tree if isinstance(entry, RepoFile)]
     except GatedRepoError:
-        raise ValueError(f"{where}: {GATED}") from None
+        raise ValueError(f"{repository}: {GATED}") from None
     except RevisionNotFoundError:
         try:
-            main = f"; main is at {api.dataset_info(repository, timeout=patience.idle).sha}"
+            main = f"; main is at {api.repo_info(name, repo_type=kind, timeout=patience.idle).sha}"
         except httpx2.HTTPError:
             main = ""
-        raise ValueError(f"{where}: no such commit in the repository{main}") from None
+        what = "commit" if COMMIT.fullmatch(revision) else "revision"
+        raise ValueError(f"{repository}: no such {what} in the repository{main}") from None
     except RepositoryNotFoundError:
-        raise ValueError(f"{where}: no such dataset repository, or a private one that HF_TOKEN does not open") from None
+        raise ValueError(
+            f"{repository}: no such {kind} repository, or a private one that HF_TOKEN does not open"
+        ) from None
     except OfflineModeIsEnabled:
-        raise OSError(f"{where}: not on this machine yet, and HF_HUB_OFFLINE forbids to ask the hub") from None
+        raise OSError(f"{repository}: not on this machine yet, and HF_HUB_OFFLINE forbids to ask the hub") from None
     except HfHubHTTPError as error:
         status = error.response.status_code
+        if status == 401:
+            raise ValueError(f"{repository}: {WRONG_TOKEN}") from None
         if status in (408, 429) or status >= 500:
             raise _Broken(f"HTTP {status}", _retry_after(error.response.headers.get("Retry-After"))) from None
-        raise OSError(f"{where}: HTTP {status} {error.server_message or ''}".rstrip()) from None
+        raise OSError(f"{repository}: HTTP {status} {error.server_message or ''}".rstrip()) from None
     except (httpx2.HTTPError, TimeoutError) as error:
-        raise _Broken(f"{public(endpoint)}: {_reason(error)}") from None
+        raise _Broken(f"{public(_endpoint())}: {_reason(error)}") from None
     date = info.last_modified and info.last_modified.date().isoformat()
     entries = [
         {"name": file.path, "bytes": file.size, "digest": file.lfs.sha256 if file.lfs else file.blob_id}

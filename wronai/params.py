@@ -16,6 +16,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
+# The linear layers of a Mistral, a Llama or a Qwen; prepare_base holds finetune.lora.target_modules to the base itself.
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -26,6 +27,7 @@ class Section(BaseModel):
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Role = Literal["documents", "instructions"]
 TextKind = Literal["edited", "web", "verse"]
 Register = Literal["formal", "informal", "neutral"]
@@ -239,7 +241,7 @@ class Model(Section):
     built_from: str
     path: str | None
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    revision: Annotated[str, Field(min_length=1)] | None
     scratch: Scratch
 
     @model_validator(mode="after")
@@ -256,8 +258,24 @@ class Model(Section):
         return self
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Mixture(Section):
+    instructions: Weight
+    documents: Weight
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Mixture:
+        if not self.instructions and not self.documents:
+            raise ValueError("instructions and documents are both 0; at least one must be above it")
+        return self
+
+
 class Tokenize(Section):
     max_length: Annotated[int, Field(ge=16)]
+    packing: bool
+    mixture: Mixture
     max_share_truncated: Share
     max_share_dropped: Share
 
@@ -267,14 +285,68 @@ class Lora(Section):
     lora_alpha: Annotated[float, Field(gt=0)]
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     bias: Literal["none"]
-    target_modules: Annotated[list[Literal[TARGET_MODULES]], Field(min_length=1)]  # type: ignore[valid-type]
+    target_modules: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+    use_rslora: bool
+    use_dora: bool
+    init_lora_weights: Literal[True, "gaussian", "loftq"]
+
+    @model_validator(mode="after")
+    def _modules_differ(self) -> Lora:
+        if twice := sorted({name for name in self.target_modules if self.target_modules.count(name) > 1}):
+            raise ValueError(f"target_modules names {', '.join(twice)} more than once")
+        return self
 
 
 class Quantization(Section):
-    load_in_4bit: Literal[True]
+    """How the base is held while it is tuned; with neither load_in_4bit nor load_in_8bit in its compute dtype."""
+
+    load_in_4bit: bool
+    load_in_8bit: bool
     bnb_4bit_quant_type: Literal["nf4", "fp4"]
     bnb_4bit_use_double_quant: bool
-    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"]
+    bnb_4bit_compute_dtype: Dtype
+    bnb_4bit_quant_storage: Literal["uint8", Dtype]
+
+    @property
+    def held(self) -> str:
+        """What the adapter is trained on, for a reader: 4 bits, 8 bits, or the base as it is."""
+        return "4 bits" if self.load_in_4bit else "8 bits" if self.load_in_8bit else "the base"
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Quantization:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit are both true; at most one may be")
+        return self
+
+
+class Launch(Section):
+    """How many processes train together, by what strategy, and where those of several machines meet."""
+
+    processes: Positive
+    strategy: Literal["ddp", "fsdp"]
+    cpu_offload: bool
+    machines: Positive
+    main_process_ip: Annotated[str, Field(min_length=1)] | None
+    main_process_port: Annotated[int, Field(ge=1, le=65535)] | None
+
+    @model_validator(mode="after")
+    def _can_be_started(self) -> Launch:
+        wrong = []
+        if self.processes % self.machines:
+            wrong.append(
+                f"processes is {self.processes}, of all machines; expected a multiple of machines, {self.machines}"
+            )
+        if self.machines > 1 and (self.main_process_ip is None or self.main_process_port is None):
+            wrong.append(
+                f"machines is {self.machines}: main_process_ip and main_process_port of machine 0 must both be set"
+            )
+        if self.strategy == "fsdp" and self.processes == 1:
+            wrong.append("strategy is 'fsdp' and processes is 1, which shards nothing; expected 'ddp'")
+        if self.cpu_offload and self.strategy != "fsdp":
+            wrong.append(f"cpu_offload is true and strategy is {self.strategy!r}; only 'fsdp' offloads")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Finetune(Section):
@@ -282,31 +354,97 @@ class Finetune(Section):
     max_steps: int
     per_device_train_batch_size: Positive
     gradient_accumulation_steps: Positive
+    train_sampling_strategy: Literal["random", "group_by_length"]
     learning_rate: Annotated[float, Field(gt=0)]
-    lr_scheduler_type: Literal["cosine", "linear", "constant_with_warmup"]
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None
+    # Those of transformers that take no argument of their own; cosine_with_restarts and polynomial, without theirs, are
+    # cosine and linear.
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt"]
     warmup_ratio: Share
     weight_decay: Annotated[float, Field(ge=0)]
     max_grad_norm: Annotated[float, Field(gt=0)]
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
     gradient_checkpointing: bool
+    check_memory: bool
+    activation_offloading: bool
+    max_loss_ratio: Annotated[float, Field(gt=1)] | None
     eval_steps: Positive
     save_steps: Positive
+    save_total_limit: Positive
+    load_best_model_at_end: bool
+    early_stopping_patience: Positive | None
+    early_stopping_threshold: Annotated[float, Field(ge=0)]
     logging_steps: Positive
     lora: Lora
     quantization: Quantization
+    launch: Launch
 
     @model_validator(mode="after")
-    def _some_steps(self) -> Finetune:
-        if self.max_steps == 0 or self.max_steps < -1:
+    def _something_to_correct(self) -> Finetune:
+        bits = self.quantization.load_in_4bit or self.quantization.load_in_8bit
+        if self.lora.init_lora_weights == "loftq" and not bits:
             raise ValueError(
-                f"max_steps is {self.max_steps}; expected a positive number, or -1 to go by num_train_epochs"
+                "lora.init_lora_weights is 'loftq', which makes up for the error of quantization, and quantization has "
+                "neither load_in_4bit nor load_in_8bit"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Finetune:
+        if self.launch.strategy != "fsdp":
+            return self
+        wrong, held = [], self.quantization
+        if held.load_in_8bit:
+            wrong.append("quantization.load_in_8bit is true; launch.strategy 'fsdp' shards 4 bits or none")
+        if held.load_in_4bit and held.bnb_4bit_quant_storage != held.bnb_4bit_compute_dtype:
+            wrong.append(
+                f"quantization.bnb_4bit_quant_storage is {held.bnb_4bit_quant_storage!r}; launch.strategy 'fsdp' "
+                "shards only what is stored as the rest of a layer is, by bnb_4bit_compute_dtype "
+                f"{held.bnb_4bit_compute_dtype!r}"
+            )
+        if "8bit" in self.optim:
+            wrong.append(
+                f"optim is {self.optim!r}; bitsandbytes' optimizers have no sharding strategy, so launch.strategy "
+                "'fsdp' needs 'adamw_torch_fused' or 'adamw_torch'"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @model_validator(mode="after")
+    def _training_agrees(self) -> Finetune:
+        wrong = []
+        if self.max_steps == 0 or self.max_steps < -1:
+            wrong.append(f"max_steps is {self.max_steps}; expected a positive number, or -1 to go by num_train_epochs")
+        if self.lr_scheduler_type == "constant" and self.warmup_ratio:
+            wrong.append(
+                f"warmup_ratio is {self.warmup_ratio}, and lr_scheduler_type constant has no warm-up; expected 0.0, or "
+                "constant_with_warmup"
+            )
+        if self.load_best_model_at_end and self.save_steps % self.eval_steps:
+            wrong.append(
+                f"save_steps is {self.save_steps}; with load_best_model_at_end it must be a multiple of eval_steps, "
+                f"{self.eval_steps}: the best is sought among the checkpoints that were evaluated"
+            )
+        if self.early_stopping_patience and not self.load_best_model_at_end:
+            wrong.append(
+                "early_stopping_patience is set, and load_best_model_at_end is false: that would keep the weights that "
+                "had stopped getting better; set it to true"
+            )
+        if self.activation_offloading and not self.gradient_checkpointing:
+            wrong.append(
+                "activation_offloading is true, and gradient_checkpointing false: what is offloaded are the inputs of "
+                "checkpointed layers; set it to true"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
         return self
 
 
 class Merge(Section):
-    base_weights: Literal["dequantized", "original"]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    base_weights: Literal["dequantized", "original", "auto"]
+    dtype: Dtype
     parity_blocks: Positive
     min_equal_next_tokens: Share
     max_mean_kl: Annotated[float, Field(ge=0)]
@@ -315,7 +453,7 @@ class Merge(Section):
 class Evaluate(Section):
     include_path: str
     tasks: Annotated[list[str], Field(min_length=1)]
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Dtype
     num_fewshot: Annotated[int, Field(ge=0)]
     batch_size: Positive
     max_length: Annotated[int, Field(ge=16)]
@@ -351,6 +489,8 @@ class Params(Section):
     def _sections_agree(self) -> Params:
         wrong = []
         if self.numerics == "pinned":
+            if self.finetune.launch.strategy == "fsdp":
+                wrong.append("finetune.launch.strategy is 'fsdp', which needs GPUs; numerics: pinned is of CPUs")
             compute = self.finetune.quantization.bnb_4bit_compute_dtype
             if compute != "float32":
                 wrong.append(
@@ -358,6 +498,15 @@ class Params(Section):
                 )
             if self.evaluate.dtype != "float32":
                 wrong.append(f"evaluate.dtype is {self.evaluate.dtype!r}; numerics: pinned needs 'float32'")
+            if self.finetune.quantization.load_in_8bit:
+                wrong.append(
+                    "finetune.quantization.load_in_8bit is true; numerics: pinned needs float32, and it takes float16"
+                )
+            if self.finetune.lora.init_lora_weights == "loftq":
+                wrong.append(
+                    "finetune.lora.init_lora_weights is 'loftq'; its singular vectors are not the same on every "
+                    "processor, so it needs numerics: native"
+                )
             if self.finetune.optim != "adamw_torch_fused":
                 wrong.append(f"finetune.optim is {self.finetune.optim!r}; numerics: pinned needs 'adamw_torch_fused'")
         if self.model.base == "scratch":
