@@ -98,10 +98,7 @@ def test_the_template_survives_saving_and_loading(tokenizer: Any, tmp_path: Path
     assert applied(again, TALK, register="formal") == applied(tokenizer, TALK, register="formal")
 
 
-def test_the_segments_join_to_the_whole_and_loss_falls_on_answers_with_what_closes_them() -> None:
-    pieces = list(prompt.segments(TALK, "informal", "<s>", "</s>"))
-    assert "".join(text for text, _ in pieces) == prompt.render(TALK, "informal", "<s>", "</s>")
-    assert [text for text, supervised in pieces if supervised] == [
-        "Dzień dobry. W czym mogę pomóc?</answer>",
-        "Jest na półce 7 – proszę.</answer></informal></polish></s>",
-    ]
+def test_without_a_begin_token_the_format_begins_the_text(tokenizer: Any) -> None:
+    expected = applied(tokenizer, TALK).removeprefix("<s>")
+    tokenizer.bos_token = None
+    assert applied(tokenizer, TALK) == expected == prompt.render(TALK, "neutral", "", "</s>")

@@ -3,8 +3,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tiny
+from transformers import AddedToken
 
 from wronai import prompt, tokens
 
@@ -93,19 +96,51 @@ def test_a_tokenizer_without_the_ten_tokens_says_who_adds_them(base_folder: Path
         tokens.added_ids(tokens.load(base_folder))
 
 
-@pytest.mark.parametrize("role", ["bos", "eos"])
-def test_a_base_without_a_begin_or_end_token_is_refused(base_folder: Path, role: str) -> None:
+def test_a_base_without_an_end_token_is_refused(base_folder: Path) -> None:
     own = tokens.load(base_folder)
-    setattr(own, f"{role}_token", None)
-    with pytest.raises(ValueError, match=f"no {role}_token"):
+    own.eos_token = None
+    with pytest.raises(ValueError, match="no eos_token, which ends an answer"):
         tokens.extend(own)
 
 
-def test_nothing_to_pad_with_is_refused(base_folder: Path) -> None:
+def test_a_padding_token_of_the_bases_own_is_kept(base_folder: Path) -> None:
     own = tokens.load(base_folder)
-    own.unk_token = None
-    with pytest.raises(ValueError, match="neither a padding token"):
-        tokens.extend(own)
+    own.add_special_tokens({"pad_token": "<pad>"})
+    assert tokens.extend(own).pad_token == "<pad>"
+
+
+@pytest.mark.parametrize(("unknown", "padding"), [("<unk>", "<unk>"), (None, "<polish>"), ("</s>", "<polish>")])
+def test_it_pads_with_the_unknown_token_or_polish_and_never_with_the_end(
+    base_folder: Path, unknown: str | None, padding: str
+) -> None:
+    own = tokens.load(base_folder)
+    own.unk_token, own.pad_token = unknown, own.eos_token
+    assert tokens.extend(own).pad_token == padding
+
+
+def test_special_tokens_are_read_from_objects_and_from_either_file(base_copy: Path) -> None:
+    (base_copy / "tokenizer_config.json").write_text(
+        '{"eos_token": {"content": "</s>", "lstrip": false}, "additional_special_tokens": ["<obraz>"]}'
+    )
+    (base_copy / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": "<unk>"}')
+    own = tokens.load(base_copy)
+    assert (own.bos_token, own.eos_token, own.unk_token, own.pad_token) == ("<s>", "</s>", None, None)
+    assert own.all_special_tokens == ["<s>", "</s>", "<obraz>"]
+
+
+@pytest.mark.parametrize(("content", "says"), [("{", "not JSON"), ("[]", "found list; expected an object")])
+def test_a_damaged_configuration_of_the_tokenizer_is_named(base_copy: Path, content: str, says: str) -> None:
+    (base_copy / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {says}"):
+        tokens.load(base_copy)
+
+
+def test_a_special_token_without_a_role_is_one_that_no_text_may_hold(base_folder: Path) -> None:
+    own = tokens.extend(tokens.load(base_folder))
+    own.add_tokens([AddedToken("<|zapas|>", special=True), AddedToken("zwykły", special=False)])
+    assert "<|zapas|>" not in own.all_special_tokens
+    forged, sound = ([{"role": "user", "content": text}] for text in ("a <|zapas|>", "zwykły"))
+    assert tokens.forges(own, forged) and not tokens.forges(own, sound)
 
 
 def test_a_folder_without_tokenizer_json_is_refused(base_copy: Path) -> None:
@@ -182,9 +217,41 @@ def test_the_unmasked_labels_of_blocks_are_the_answers(tokenizer: Any) -> None:
 
 
 def test_the_first_label_of_each_example_is_ignored() -> None:
-    block = tokens._join([([1, 2, 3], [1, 2, 3]), ([4, 5], [4, 5])])
-    assert block["labels"] == [tokens.IGNORED, 2, 3, tokens.IGNORED, 5]
-    assert block["position_ids"] == [0, 1, 2, 0, 1]
+    examples = [np.array([1, 2, 3], dtype=np.int32), np.array([4, 5], dtype=np.int32)]
+    (block,) = tokens.Blocks([(ids, ids) for ids in examples], [[0, 1]])
+    assert block == {
+        "input_ids": [1, 2, 3, 4, 5],
+        "labels": [tokens.IGNORED, 2, 3, tokens.IGNORED, 5],
+        "position_ids": [0, 1, 2, 0, 1],
+    }
+    assert examples[0].tolist() == [1, 2, 3]
+
+
+def test_without_packing_a_block_is_an_example_in_its_order(tokenizer: Any) -> None:
+    packed, ledger = tokens.blocks(tokenizer, tiny.CONVERSATIONS, tiny.BLOCK, packing=False)
+    expected = [rendered_ids(tokenizer, row["messages"], row["register"]) for row in tiny.CONVERSATIONS]
+    assert [block["input_ids"] for block in packed] == expected
+    assert ledger.metrics()["packing_efficiency"] == ledger.tokens / (len(expected) * tiny.BLOCK)
+
+
+def test_blocks_do_not_depend_on_how_many_texts_are_encoded_at_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forged = tiny.conversation(99, "neutral", [("Co to?", "<s>")])
+    examples = [*tiny.CONVERSATIONS[:3], forged, *tiny.CONVERSATIONS[3:]]
+    at_once, ledger = tokens.blocks(tokenizer, examples, 48)
+    monkeypatch.setattr(tokens, "BATCH_CHARACTERS", 100)
+    by_and_by, again = tokens.blocks(tokenizer, examples, 48)
+    assert list(by_and_by) == list(at_once)
+    assert again == ledger
+
+
+def test_row_groups_hold_the_same_rows(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, _ = tokens.blocks(tokenizer, tiny.CONVERSATIONS, tiny.BLOCK)
+    monkeypatch.setattr(tokens, "GROUP_TOKENS", 2 * tiny.BLOCK)
+    tokens.write(packed.arrays(), tmp_path / "groups.parquet")
+    assert pq.ParquetFile(tmp_path / "groups.parquet").num_row_groups > 2
+    assert tokens.read(tmp_path / "groups.parquet").to_list() == list(packed)
 
 
 def test_a_long_conversation_loses_whole_turns_from_its_end(tokenizer: Any) -> None:
@@ -232,7 +299,7 @@ def test_packing_loses_nothing_respects_the_capacity_and_repeats(seed: int) -> N
 
 def test_packing_nothing_gives_no_block(tokenizer: Any) -> None:
     packed, ledger = tokens.blocks(tokenizer, [], tiny.BLOCK)
-    assert packed == []
+    assert len(packed) == 0
     assert ledger.metrics()["packing_efficiency"] == 0
 
 
@@ -240,7 +307,7 @@ def test_blocks_are_read_as_they_were_written_and_to_the_same_bytes(tokenizer: A
     packed, _ = tokens.blocks(tokenizer, tiny.CONVERSATIONS, tiny.BLOCK)
     for name in ("a", "b"):
         tokens.write(packed, tmp_path / f"{name}.parquet")
-    assert tokens.read(tmp_path / "a.parquet").to_list() == packed
+    assert tokens.read(tmp_path / "a.parquet").to_list() == list(packed)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 

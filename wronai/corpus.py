@@ -302,6 +302,13 @@ def read_table(path: Path, schema: pa.Schema, made_by: str) -> list[Row]:
     return rows
 
 
+def iterate_table(path: Path, schema: pa.Schema, made_by: str) -> Iterator[Row]:
+    """The rows of a table that `TableWriter` wrote, a row group held at a time; errors as in `checked_table`."""
+    with pq.ParquetFile(checked_table(path, schema, made_by)) as file:
+        for batch in file.iter_batches(GROUP_ROWS):
+            yield from batch.to_pylist()
+
+
 def read_parts(folder: Path, schema: pa.Schema, made_by: str) -> list[Row]:
     """The rows of a table that PartsWriter wrote; errors as in `checked_table`."""
     return [row for path in checked_parts(folder, schema, made_by) for row in read_table(path, schema, made_by)]

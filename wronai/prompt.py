@@ -1,6 +1,6 @@
 """The WronAI format: ten tokens that mark language, register, questions and answers, and the chat template of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Register = Literal["formal", "informal", "neutral"]
@@ -11,17 +11,18 @@ TOKENS = (
     "<question>", "</question>", "<answer>", "</answer>",
 )  # fmt: skip
 
-# What a model must say to end its turn, besides the end token.
-ANSWER_END = "</answer>"
+ANSWER = "<answer>"
+ANSWER_END = "</answer>"  # what a model must say to end its turn, besides the end token
 
-# Says what `segments` says. Between the begin and end tokens stands exactly the WronAI format; a register is given as
-# `register=`, and neutral is none. `generation` marks what the model is trained to say, for tools that ask for a mask.
+# Says what `render` says. Between the begin token, where the tokenizer has one, and the end token stands exactly the
+# WronAI format; a register is given as `register=`, and neutral is none. `generation` marks what the model is trained
+# to say, for tools that ask for a mask.
 CHAT_TEMPLATE = """\
 {%- set register = register if register is defined and register else 'neutral' -%}
 {%- if register not in ('formal', 'informal', 'neutral') -%}
 {{- raise_exception("register is '" + register + "'; expected formal, informal or neutral") -}}
 {%- endif -%}
-{{- bos_token + '<polish>' -}}
+{{- bos_token + '<polish>' if bos_token else '<polish>' -}}
 {%- if register != 'neutral' -%}{{- '<' + register + '>' -}}{%- endif -%}
 {%- for message in messages -%}
 {%- if message.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}
@@ -45,27 +46,18 @@ CHAT_TEMPLATE = """\
 """
 
 
-def segments(
-    messages: Sequence[Message], register: Register, bos: str = "", eos: str = ""
-) -> Iterator[tuple[str, bool]]:
-    """The text of a conversation in pieces, each with whether loss falls on it: the answers and what closes them.
+def render(messages: Sequence[Message], register: Register, bos: str = "", eos: str = "") -> str:
+    """The whole conversation as one text, between the begin and the end token.
 
     `messages` alternate user and assistant and end with an assistant's. Raises ValueError if they do not.
     """
     check(messages)
-    wrapped = register != "neutral"
-    yield f"{bos}<polish>" + (f"<{register}>" if wrapped else ""), False
-    for number, (question, answer) in enumerate(zip(messages[::2], messages[1::2], strict=True), start=1):
-        yield f"<question>{question['content']}</question><answer>", False
-        closing = ANSWER_END
-        if 2 * number == len(messages):
-            closing += (f"</{register}>" if wrapped else "") + f"</polish>{eos}"
-        yield answer["content"] + closing, True
-
-
-def render(messages: Sequence[Message], register: Register, bos: str = "", eos: str = "") -> str:
-    """The whole conversation as one text; see `segments`."""
-    return "".join(text for text, _ in segments(messages, register, bos, eos))
+    opened, closed = ("", "") if register == "neutral" else (f"<{register}>", f"</{register}>")
+    turns = (
+        f"<question>{question['content']}</question><answer>{answer['content']}</answer>"
+        for question, answer in zip(messages[::2], messages[1::2], strict=True)
+    )
+    return f"{bos}<polish>{opened}{''.join(turns)}{closed}</polish>{eos}"
 
 
 def check(messages: Sequence[Message]) -> None:

@@ -120,13 +120,17 @@ def sample(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[s
 
 
 def score_documents(model: Any, tokenizer: Any, documents: Sequence[dict[str, Any]], max_length: int) -> pd.DataFrame:
-    """Columns id, nats, bytes: each text after the begin token, with its UTF-8 bytes."""
+    """Columns id, nats, bytes: each text after the begin token, with its UTF-8 bytes.
+
+    Without a begin token the end token stands before it, as between the documents of a base that has none.
+    """
+    begin = tokenizer.eos_token_id if tokenizer.bos_token is None else tokenizer.bos_token_id
     sizes = [len(document["text"].encode()) for document in documents]
     progress = Progress("documents", sum(sizes), "bytes")
     rows = []
     for document, size in zip(documents, sizes, strict=True):
         ids = tokenizer(document["text"], add_special_tokens=False)["input_ids"]
-        rows.append((document["id"], nats(model, [tokenizer.bos_token_id], ids, max_length), size))
+        rows.append((document["id"], nats(model, [begin], ids, max_length), size))
         progress.add(size)
     progress.close()
     return pd.DataFrame(rows, columns=["id", "nats", "bytes"])
@@ -164,7 +168,7 @@ def score_answers(
 def asked(tokenizer: Any, turns: Sequence[prompt.Message], register: prompt.Register, *, chat: bool) -> str:
     """The text after which an answer to the last of `turns` comes: in the WronAI format with `chat`, else plain."""
     if not chat:
-        return str(tokenizer.bos_token) + plain(turns)
+        return (tokenizer.bos_token or "") + plain(turns)
     return str(tokenizer.apply_chat_template(turns, register=register, add_generation_prompt=True, tokenize=False))
 
 
