@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -8,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import tiny
 
 from stages.finetune_qlora import finetune_qlora
-from wronai import numerics, params, qlora, tokens, training
+from wronai import launch, numerics, params, plan, qlora, tokens, training
 
 # Kills itself as its fifth step is logged; a checkpoint of step 3, in the middle of an epoch, is there by then.
 KILLED = """
@@ -32,6 +34,55 @@ numerics.deterministic("pinned", int(sys.argv[7]))
 settings = params.Finetune.model_validate_json(sys.argv[8])
 finetune_qlora(*paths[:3], settings, int(sys.argv[7]), *paths[3:], log, lambda **_: None)
 """
+
+# Trains in a child that kills itself at the n-th batch that it takes, for each n in turn: in an epoch, between two
+# optimizer steps, or in an evaluation.
+KILLED_AGAIN = """
+import json, os, signal, sys
+from pathlib import Path
+from wronai import numerics, params
+
+numerics.choose("pinned")
+from stages.finetune_qlora import finetune_qlora
+from wronai import training
+
+paths = [Path(argument) for argument in sys.argv[1:7]]
+settings = params.Finetune.model_validate_json(sys.argv[8])
+collate = training.collate
+for last in json.loads(sys.argv[9]):
+    child = os.fork()
+    if not child:
+        taken = 0
+
+        def count(*arguments):
+            global taken
+            taken += 1
+            if taken == last:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return collate(*arguments)
+
+        training.collate = count
+        numerics.deterministic("pinned", int(sys.argv[7]))
+        finetune_qlora(*paths[:3], settings, int(sys.argv[7]), *paths[3:], lambda *_, **__: None, lambda **_: None)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), sorted(path.name for path in paths[3].glob("*/checkpoint-*")))
+"""
+# Everything at once that has a state of its own.
+ALL = tiny.FINETUNE.model_copy(
+    update={
+        "train_sampling_strategy": "group_by_length",
+        "loraplus_lr_ratio": 4.0,
+        "neftune_noise_alpha": 5.0,
+        "eval_steps": 1,
+        "save_steps": 2,
+        "logging_steps": 3,
+        "load_best_model_at_end": True,
+        "early_stopping_patience": 4,
+        "learning_rate": 5.0e-2,
+        "num_train_epochs": 8,
+    }
+)
 
 Folders = tuple[Path, Path, Path]  # blocks, base, tokenizer
 
@@ -104,7 +155,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(
 ) -> None:
     out = Path(shutil.copytree(killed, tmp_path / "killed"))
     assert not (out / "adapter").exists()
-    (work,) = (out / "checkpoints").iterdir()
+    (work,) = (out / "checkpoints").glob("*/")
     assert (work / "checkpoint-3" / training.COMPLETE).exists()
     steps: list[int] = []
     metrics = run(folders, out, log=lambda step, **_: steps.append(step))
@@ -114,11 +165,50 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(
     assert list((out / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.parametrize("settings", [tiny.FINETUNE, ALL], ids=["plain", "all"])
+def test_three_kills_at_random_batches_change_no_byte(
+    folders: Folders, tmp_path: Path, settings: params.Finetune
+) -> None:
+    kills = random.Random(tiny.SEED).sample(range(8, 24), 3)
+    out = tmp_path / "killed"
+    paths = [*folders, out / "checkpoints", out / "adapter", out / "loss_curve.csv"]
+    command = [sys.executable, "-c", KILLED_AGAIN, *map(str, paths), str(tiny.SEED), settings.model_dump_json()]
+    done = subprocess.run([*command, json.dumps(kills)], capture_output=True, text=True, timeout=300)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["-9"] * 3, done.stderr
+    assert "checkpoint" in lines[-1]
+    assert run(folders, out, settings) == run(folders, tmp_path / "whole", settings)
+    assert made(out) == made(tmp_path / "whole")
+
+
+def test_a_training_that_stops_early_says_so_and_keeps_the_best(folders: Folders, tmp_path: Path) -> None:
+    metrics = run(folders, tmp_path, ALL)
+    rows = list(csv.DictReader((tmp_path / "loss_curve.csv").open(encoding="utf-8")))
+    losses = {int(row["step"]): float(row["eval_loss"]) for row in rows}
+    blocks = tokens.read(folders[0] / "train.parquet")
+    assert metrics["steps"] == len(losses) < qlora.optimizer_steps(len(blocks), ALL)
+    assert metrics["best_step"] < metrics["steps"]
+    assert metrics["validation_loss"] == losses[metrics["best_step"]]
+    assert metrics["epochs"] == metrics["steps"] * 2 / len(blocks)
+    assert metrics["trainable_parameters"] > 0
+
+
+def test_what_changes_no_byte_does_not_part_a_run_from_its_checkpoints(
+    folders: Folders, killed: Path, tuned: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(killed, tmp_path / "killed"))
+    steps: list[int] = []
+    other = tiny.FINETUNE.model_copy(update={"save_total_limit": 1, "max_loss_ratio": 5.0})
+    run(folders, out, other, log=lambda step, **_: steps.append(step))
+    assert min(steps) == 4
+    assert made(out) == made(tuned[0])
+
+
 def test_a_half_written_checkpoint_is_not_gone_on_from(
     folders: Folders, killed: Path, tuned: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(killed, tmp_path / "killed"))
-    (work,) = (out / "checkpoints").iterdir()
+    (work,) = (out / "checkpoints").glob("*/")
     half = Path(shutil.copytree(work / "checkpoint-3", work / "checkpoint-6"))
     (half / training.COMPLETE).unlink()
     (half / "optimizer.pt").write_bytes(b"half")
@@ -164,7 +254,7 @@ def test_fewer_steps_than_the_logging_saving_and_evaluation_steps_are_enough(fol
 
 def test_a_training_that_diverges_fails_with_its_step_and_leaves_no_adapter(folders: Folders, tmp_path: Path) -> None:
     wild = tiny.FINETUNE.model_copy(update={"learning_rate": 1.0e20, "max_grad_norm": 1.0e20, "max_steps": 4})
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d: the training diverged; lower learning_rate"):
+    with pytest.raises(ValueError, match=r"(nan|inf) at step \d: the training diverged; lower learning_rate"):
         run(folders, tmp_path, wild)
     assert not (tmp_path / "adapter").exists()
 
@@ -186,3 +276,44 @@ def test_the_parameters_of_lora_reach_the_adapter(folders: Folders, tmp_path: Pa
     assert (config["r"], sorted(config["target_modules"])) == (2, ["q_proj", "v_proj"])
     q_and_v = 2 * (64 + 64) + 2 * (64 + 32)
     assert metrics["trainable_parameters"] == 2 * q_and_v + 2 * 10 * 64
+
+
+def test_what_does_not_fit_ends_before_anything_is_loaded(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "here", lambda: plan.Device("cpu", 10**8, 10**8 + 1000))
+    monkeypatch.setattr(qlora, "load_quantized", None)
+    with pytest.raises(ValueError, match=r"does not fit into the memory(.|\n)*change one of these in params\.yaml"):
+        run(folders, tmp_path)
+
+
+def test_processes_that_disagree_end_before_anything_is_loaded(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(key: str) -> None:
+        raise ValueError(f"other data than {key}")
+
+    monkeypatch.setattr(launch, "agree", refuse)
+    monkeypatch.setattr(qlora, "load_quantized", None)
+    with pytest.raises(ValueError, match="other data"):
+        run(folders, tmp_path)
+
+
+def test_no_other_run_trains_in_the_same_folder_meanwhile(folders: Folders, tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def log(step: int, **_: float) -> None:
+        (work,) = (tmp_path / "checkpoints").glob("*/")
+        seen.append(work)
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(work.with_name(f"{work.name}.lock")).acquire(blocking=False)
+
+    run(folders, tmp_path, tiny.FINETUNE.model_copy(update={"max_steps": 1}), log=log)
+    assert seen
+
+
+def test_the_planned_memory_is_measured_beside_the_rest(folders: Folders, tmp_path: Path) -> None:
+    measured: dict[str, float] = {}
+    few = tiny.FINETUNE.model_copy(update={"max_steps": 1, "check_memory": False})
+    run(folders, tmp_path, few, measure=lambda **values: measured.update(values))
+    assert measured["planned_memory_bytes"] > 10**8

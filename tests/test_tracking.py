@@ -56,6 +56,13 @@ def run(project: Path, name: str = "first", body: str = "pass", **environment: s
     return subprocess.run([sys.executable, f"{name}.py"], cwd=project, env=env, capture_output=True, text=True)
 
 
+def test_a_place_that_a_cluster_tells_its_pod_is_not_one_of_the_stage(project: Path) -> None:
+    told = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    body = f"import os; assert not {set(told)} & set(os.environ)"
+    done = run(project, body=body, MLFLOW_TRACKING_URI="http://127.0.0.1:1", **told)
+    assert done.returncode == 0, done.stderr
+
+
 def runs(project: Path) -> list[Any]:
     client = MlflowClient(tracking.default_uri(project))
     ids = [found.experiment_id for found in client.search_experiments()]
@@ -205,6 +212,29 @@ def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages
     assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert "mlflow.parentRunId" not in first.data.tags
     assert parent.info.status == "FINISHED"
+
+
+MACHINE = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"}
+SAMPLED = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.1"}
+
+
+def test_the_machine_is_sampled_under_the_names_of_mlflow(project: Path) -> None:
+    assert run(project, body="import time; time.sleep(1.5)", **SAMPLED).returncode == 0
+    (found,) = runs(project)
+    assert {f"system/{name}" for name in MACHINE} <= set(found.data.metrics)
+    assert any(name.startswith("system/network_") for name in found.data.metrics)
+    points = MlflowClient(tracking.default_uri(project)).get_metric_history(
+        found.info.run_id, "system/cpu_utilization_percentage"
+    )
+    assert [point.step for point in points] == list(range(len(points)))
+    assert len(points) > 2 and all(0 <= point.value <= 100 for point in points)
+    assert "system" not in (project / "metrics/first.json").read_text()
+
+
+def test_mlflows_own_switch_stops_the_samples(project: Path) -> None:
+    run(project, body="import time; time.sleep(0.5)", MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING="false", **SAMPLED)
+    (found,) = runs(project)
+    assert not any(name.startswith("system/") for name in found.data.metrics)
 
 
 def test_two_processes_may_create_the_store_at_once(project: Path) -> None:

@@ -15,6 +15,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -41,6 +42,10 @@ QUIET = {
 }
 # One call to a server that is away blocks for minutes under MLflow's own defaults.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+# How a cluster tells a pod its place among several: torch would wait for the others. Every stage starts as one process,
+# and those that it starts itself are told theirs.
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SAMPLING_INTERVAL = 10.0  # seconds between two samples of the machine; MLflow's own default
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval", "daft")
 VALUE_LIMIT = 6000  # characters of a parameter that MLflow stores
 
@@ -85,6 +90,7 @@ class Report:
         self._store = _Store(root, config.tracking.experiment)
         self._record = Record(name, flat, {"wronai.kind": "stage", "wronai.stage": name, **_provenance(root)})
         self._store.open(self._record)
+        self._machine = _Machine(self._record)
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """State the stage's metrics: nested mappings of numbers and short strings, the same on every run."""
@@ -110,6 +116,7 @@ class Report:
 
     def finish(self, status: str) -> None:
         """Write metrics/<stage>.json if the stage ended well, then close its MLflow run."""
+        self._machine.stop()
         if status == "FINISHED" and self.metrics is not None:
             path = Path("metrics") / f"{self.name}.json"
             write_json(path, self.metrics)
@@ -137,11 +144,13 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
     except ValueError as error:
         sys.exit(f"{name}: {error}")
     os.environ.update(QUIET)
+    for place in PLACE:
+        os.environ.pop(place, None)
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "10")  # the libraries' bars fill a log otherwise
     if config.model.base != "hub" and all(source.kind != "hub" for source in config.data.sources):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    _hush()
+    hush()
     numerics.choose(config.numerics)
     before = _sources(graph[name].sources)
     report = Report(name, config, graph[name].sections, store_root())
@@ -166,7 +175,7 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
     report.finish("FINISHED")
 
 
-def _hush() -> None:
+def hush() -> None:
     """Silence what the pinned libraries say of each other: names that one deprecates and another still calls."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
@@ -209,6 +218,50 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+class _Machine:
+    """Samples of the machine under MLflow's own names (system/cpu_utilization_percentage and others), until `stop`.
+
+    They go into the history of `record`, and with it to the store. MLflow's SystemMetricsMonitor would send each sample
+    from its own thread, where a server that is away makes it wait and then end. MLflow's switch is heeded:
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false; so is MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL, in seconds.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._sample, args=(record,), name="system metrics", daemon=True)
+        wanted = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
+        if wanted and record.run_id:  # else the store is away, and mlflow may not even be imported
+            self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _sample(self, record: Record) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        monitors: list[Any] = []
+        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            with contextlib.suppress(Exception):  # of the GPU: there is none; of the others: this machine does not say
+                monitors.append(kind())
+        psutil.cpu_percent()  # the first call has nothing to compare with
+        interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SAMPLING_INTERVAL)
+        step = 0
+        while not self._over.wait(interval):
+            now = int(time.time() * 1000)
+            for monitor in monitors:
+                with contextlib.suppress(Exception):
+                    monitor.collect_metrics()
+                    values = monitor.aggregate_metrics()
+                    record.history.extend((f"system/{key}", float(value), step, now) for key, value in values.items())
+                monitor.clear_metrics()
+            step += 1
 
 
 class _Store:
@@ -319,8 +372,9 @@ class _Store:
 
     def _catch_up(self, record: Record) -> None:
         """Give the store the points of the history that it lacks: a server may go away in the middle of a run."""
-        self._points(record.run_id, record.history[record.logged :])
-        record.logged = len(record.history)
+        known = len(record.history)  # `_Machine` may add to it meanwhile
+        self._points(record.run_id, record.history[record.logged : known])
+        record.logged = known
 
     def _points(self, run_id: str | None, points: list[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
