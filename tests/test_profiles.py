@@ -41,6 +41,57 @@ def test_mistral_7b_has_the_values_of_wronai(target: Path) -> None:
     assert config.model.repository == "mistralai/Mistral-7B-v0.1"
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ddp", {"gradient_accumulation_steps", "launch.processes"}),
+        (
+            "fsdp",
+            {
+                "gradient_accumulation_steps",
+                "launch.processes",
+                "launch.strategy",
+                "optim",
+                "quantization.bnb_4bit_quant_storage",
+            },
+        ),
+    ],
+)
+def test_several_gpus_change_how_mistral_7b_is_trained_and_not_what(
+    name: str, changes: set[str], target: Path, tmp_path: Path
+) -> None:
+    several = Path(shutil.copyfile(target, tmp_path / "several.yaml"))
+    profiles.apply(ROOT / "profiles/mistral-7b.yaml", target)
+    profiles.apply(ROOT / f"profiles/mistral-7b-{name}.yaml", several)
+    one, other = params.load(target), params.load(several)
+    before, after = params.flatten(one), params.flatten(other)
+    assert {key for key in before if before[key] != after[key]} == {f"finetune.{key}" for key in changes}
+    rows = [found.gradient_accumulation_steps * found.launch.processes for found in (one.finetune, other.finetune)]
+    assert rows[0] == rows[1], "rows of a step"
+
+
+@pytest.mark.parametrize("before", PROFILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("after", PROFILES, ids=lambda path: path.stem)
+def test_what_a_profile_gives_does_not_depend_on_the_one_before_it(
+    before: Path, after: Path, target: Path, tmp_path: Path
+) -> None:
+    alone = Path(shutil.copyfile(target, tmp_path / "alone.yaml"))
+    profiles.apply(after, alone)
+    profiles.apply(before, target)
+    profiles.apply(after, target)
+    assert target.read_text() == alone.read_text()
+
+
+@pytest.mark.parametrize("over", ["odd", "gpt-5"])
+def test_a_profile_over_none_that_is_there_writes_nothing(over: str, target: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "odd.yaml"
+    profile.write_text(f"over: {over}\n")
+    before = target.read_bytes()
+    with pytest.raises(params.ParamsError, match=rf"odd\.yaml: over: found '{over}'; expected another profile"):
+        profiles.apply(profile, target)
+    assert target.read_bytes() == before
+
+
 def test_a_profile_with_an_unknown_key_writes_nothing(target: Path, tmp_path: Path) -> None:
     profile = tmp_path / "odd.yaml"
     profile.write_text("finetune:\n  lora:\n    rank: 8\n")

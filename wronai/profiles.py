@@ -13,21 +13,23 @@ from ruamel.yaml import YAML
 
 from wronai import params
 
+OVER = "over"  # the key of a profile that names the one it changes
+
 
 def apply(profile: Path, target: Path) -> str:
     """Write the values of `profile` over those of `target`, a params.yaml; returns the difference, unified.
 
-    Raises params.ParamsError, and writes nothing, if the profile names a key that `target` lacks or the result is not
-    valid.
+    A profile that is `over` another changes some of its values. Raises params.ParamsError, and writes nothing, if one
+    names a key that `target` lacks or the result is not valid.
     """
-    overlay = params.read(profile)
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.add_representer(type(None), _null)
     before = target.read_text(encoding="utf-8")
     values = yaml.load(before)
-    _overlay(values, overlay, profile.name)
+    for layer in _layers(profile):
+        _overlay(values, params.read(layer), layer.name)
     written = io.StringIO()
     yaml.dump(values, written)
     after = written.getvalue()
@@ -43,8 +45,21 @@ def _null(representer: Any, _: None) -> Any:
     return representer.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
+def _layers(profile: Path) -> list[Path]:
+    """The profiles that make up `profile`, in the order in which they are applied."""
+    found = [profile]
+    while (below := params.read(found[0]).get(OVER)) is not None:
+        path = profile.with_name(f"{below}.yaml")
+        if path in found or not path.is_file():
+            raise params.ParamsError(f"{found[0].name}: {OVER}: found {below!r}; expected another profile beside it")
+        found.insert(0, path)
+    return found
+
+
 def _overlay(values: Any, overlay: Mapping[str, Any], name: str, prefix: str = "") -> None:
     for key, value in overlay.items():
+        if not prefix and key == OVER:
+            continue
         if key not in values:
             raise params.ParamsError(f"{name}: {prefix}{key}: params.yaml has no such key")
         if isinstance(value, Mapping) and isinstance(values[key], Mapping):
