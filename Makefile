@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types profile ui clean
+.PHONY: help install repro test check lint types plan profile ui clean
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -34,6 +34,9 @@ check: lint types test  ## ruff, mypy and pytest
 
 profile: $(INSTALLED)  ## NAME=mistral-7b: write profiles/NAME.yaml over params.yaml and show the difference
 	@python -m wronai.profiles $(NAME)
+
+plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GPU of that size (DEVICE=cpu: a machine)
+	@python -m wronai.planner $(if $(MEMORY),--memory $(MEMORY)) $(if $(DEVICE),--device $(DEVICE))
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui
