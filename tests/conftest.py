@@ -110,9 +110,9 @@ def merged_folder(
         adapter_folder,
         tokens.load(tokenizer_folder),
         tiny.FINETUNE.quantization,
-        tiny.SEED,
         tiny.MERGE,
         folder,
+        work=tmp_path_factory.mktemp("checkpoints"),
     )
     return folder
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from stages.merge_adapters import merge_adapters
-from wronai import base, corpus, params, prompt, tokens
+from wronai import base, corpus, params, prompt, shards, tokens
 
 
 @pytest.fixture
@@ -25,7 +25,13 @@ def inputs(
 
 
 def run(inputs: dict[str, Path], out: Path, settings: params.Merge = tiny.MERGE) -> dict[str, Any]:
-    return merge_adapters(**inputs, quantization=tiny.FINETUNE.quantization, settings=settings, seed=tiny.SEED, out=out)
+    return merge_adapters(
+        **inputs,
+        quantization=tiny.FINETUNE.quantization,
+        settings=settings,
+        checkpoints=out.with_name("checkpoints"),
+        out=out,
+    )
 
 
 def test_it_writes_the_merged_model_and_says_how_near_it_is(
@@ -45,9 +51,42 @@ def test_no_more_blocks_are_compared_than_the_parameter_says(inputs: dict[str, P
     assert metrics["parity"]["positions"] == len(blocks[0]["input_ids"])
 
 
-def test_a_merge_into_the_original_weights_fails(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"below merge\.min_equal_next_tokens, .* above merge\.max_mean_kl"):
-        run(inputs, tmp_path / "out", tiny.MERGE.model_copy(update={"base_weights": "original"}))
+def test_the_original_weights_are_held_to_the_adapter_on_them_and_their_distance_is_told(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    metrics = run(inputs, tmp_path / "out", tiny.MERGE.model_copy(update={"base_weights": "original"}))
+    assert metrics["parity"]["mean_kl"] > tiny.MERGE.max_mean_kl
+    assert metrics["parity_on_original"]["equal_next_tokens"] == 1
+    assert metrics["parity_on_original"]["max_logit_difference"] < 1e-4
+
+
+def test_auto_takes_the_weights_of_the_lower_loss_and_records_both(inputs: dict[str, Path], tmp_path: Path) -> None:
+    metrics = run(inputs, tmp_path / "out", tiny.MERGE.model_copy(update={"base_weights": "auto"}))
+    measured = metrics["base_weights"]
+    losses = {name: measured[name]["validation_loss"] for name in ("dequantized", "original")}
+    assert measured["chosen"] == min(losses, key=losses.__getitem__)
+    run(inputs, tmp_path / "chosen", tiny.MERGE.model_copy(update={"base_weights": measured["chosen"]}))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "chosen/model.safetensors").read_bytes()
+    assert ("parity_on_original" in metrics) == (measured["chosen"] == "original")
+
+
+def test_a_parity_below_the_threshold_fails(inputs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapter on 4 bits says: .*mean KL .* above merge\.max_mean_kl, 0\.0$"):
+        run(inputs, tmp_path / "out", tiny.MERGE.model_copy(update={"max_mean_kl": 0.0, "dtype": "bfloat16"}))
+
+
+def test_a_merge_whose_parity_failed_is_not_written_twice_and_leaves_nothing_once_it_passes(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = tiny.MERGE.model_copy(update={"max_mean_kl": 0.0, "dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="mean KL"):
+        run(inputs, tmp_path / "out", strict)
+    written = (tmp_path / "out/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "out")  # as DVC does before it runs a stage
+    monkeypatch.delattr(shards, "write")
+    run(inputs, tmp_path / "out", strict.model_copy(update={"max_mean_kl": 1.0, "min_equal_next_tokens": 0.5}))
+    assert (tmp_path / "out/model.safetensors").read_bytes() == written
+    assert not list((tmp_path / "checkpoints").rglob("*.safetensors"))
 
 
 def test_a_damaged_adapter_fails(inputs: dict[str, Path], tmp_path: Path) -> None:

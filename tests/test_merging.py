@@ -1,74 +1,210 @@
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import decoders
 import pytest
 import tiny
 import torch
-from bitsandbytes.functional import dequantize_4bit
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wronai import base, merging, params, prompt, qlora, tokens
+from wronai import base, merging, params, prompt, qlora, shards, tokens, training
 
-
-@pytest.fixture
-def live(base_folder: Path, tokenizer: Any, adapter_folder: Path, pinned: None) -> Any:
-    """The adapter on the base in 4 bits."""
-    model = qlora.load_quantized(base_folder, tokenizer, tiny.FINETUNE.quantization, tiny.SEED)
-    return qlora.load_adapter(model, adapter_folder)
+BITS = tiny.FINETUNE.quantization
+SMALL = 100_000  # bytes of a shard: several of the tiny model
+WHOLE = 2_000_000_000
+LOW = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def merge(
-    base_folder: Path, adapter: Path, tokenizer: Any, out: Path, settings: params.Merge = tiny.MERGE
+    base_folder: Path,
+    adapter: Path,
+    tokenizer: Any,
+    out: Path,
+    settings: params.Merge = tiny.MERGE,
+    quantization: params.Quantization = BITS,
+    max_shard_size: int = WHOLE,
 ) -> dict[str, int]:
-    return merging.merge(base_folder, adapter, tokenizer, tiny.FINETUNE.quantization, tiny.SEED, settings, out)
+    what = base_folder, adapter, tokenizer, quantization, settings
+    work = out.with_name(f"{out.name}-checkpoints") / merging.run_key(*what, max_shard_size)
+    return merging.merge(*what, out, work=work, max_shard_size=max_shard_size)
+
+
+def parity(
+    base_folder: Path,
+    adapter: Path,
+    tokenizer: Any,
+    merged: Path,
+    blocks: Any,
+    quantization: params.Quantization = BITS,
+) -> dict[str, float | int]:
+    """The parity of the folder `merged` with the adapter on the base, quantized so."""
+    live = merging.trained(base_folder, adapter, tokenizer, quantization)
+    return merging.compare(live, live.hidden(blocks, "live"), merging.written(merged), blocks, "merged").parity()
+
+
+def assert_same_files(ours: Path, theirs: Path) -> None:
+    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
+    for path in ours.iterdir():
+        assert path.read_bytes() == (theirs / path.name).read_bytes(), path.name
+
+
+@pytest.fixture
+def blocks(blocks_folder: Path) -> Any:
+    return tokens.read(blocks_folder / "validation.parquet")
+
+
+@pytest.mark.parametrize("max_shard_size", [WHOLE, SMALL])
+@pytest.mark.parametrize(
+    ("family", "lora", "bits", "settings"),
+    [
+        ("mistral", {}, {}, {}),
+        ("mistral", {}, {"bnb_4bit_use_double_quant": False}, {"dtype": "bfloat16"}),
+        ("mistral", {}, {"bnb_4bit_quant_type": "fp4"}, {}),
+        ("mistral", {}, {"bnb_4bit_compute_dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        ("mistral", {}, {"load_in_4bit": False, "load_in_8bit": True}, {"dtype": "float16"}),
+        ("mistral", {}, {"load_in_4bit": False}, {}),
+        ("mistral", {"use_rslora": True}, {}, {}),
+        ("mistral", {"use_dora": True}, {}, {}),
+        ("mistral", {"use_dora": True}, {"bnb_4bit_compute_dtype": "bfloat16"}, {"base_weights": "original"}),
+        ("mistral", {"target_modules": ["q_proj", "down_proj"]}, {}, {}),
+        ("mistral", {"target_modules": ["v_proj"]}, {}, {"base_weights": "original"}),
+        ("qwen2", {}, {}, {}),
+        ("qwen3", {"use_rslora": True, "use_dora": True}, {}, {"dtype": "bfloat16"}),
+        ("llama", {}, {}, {"dtype": "bfloat16"}),
+    ],
+)
+def test_the_bytes_are_those_of_a_merge_in_memory_by_peft_and_transformers(
+    base_folder: Path,
+    pinned: None,
+    tmp_path: Path,
+    family: str,
+    lora: dict[str, Any],
+    bits: dict[str, Any],
+    settings: dict[str, Any],
+    max_shard_size: int,
+) -> None:
+    quantization = BITS.model_copy(update=bits)
+    wanted = tiny.MERGE.model_copy(update=settings)
+    dtype = getattr(torch, wanted.dtype)
+    original = decoders.make_base(family, base_folder, tmp_path / "base", dtype)
+    tokenizer = tokens.extend(tokens.load(original))  # of the class that the family's configuration asks for
+    adapter = decoders.make_adapter(original, tokenizer, quantization, tmp_path / "adapter", **lora)
+    merge(original, adapter, tokenizer, tmp_path / "ours", wanted, quantization, max_shard_size)
+    expected = tmp_path / "expected"
+    decoders.merge_in_memory(original, adapter, tokenizer, quantization, wanted, expected, max_shard_size)
+    assert_same_files(tmp_path / "ours", expected)
+    assert (len(list(expected.glob("*.safetensors"))) == 1) == (max_shard_size == WHOLE)
 
 
 def test_the_merged_model_says_what_the_adapter_on_4_bits_says(
-    live: Any, merged_folder: Path, blocks_folder: Path, tokenizer: Any
+    base_folder: Path, adapter_folder: Path, merged_folder: Path, blocks: Any, tokenizer: Any
 ) -> None:
-    blocks = tokens.read(blocks_folder / "validation.parquet")
-    found = merging.parity(live, base.load(merged_folder, torch.float32), blocks, tokenizer.pad_token_id)
+    found = parity(base_folder, adapter_folder, tokenizer, merged_folder, blocks)
     assert found["equal_next_tokens"] == 1
     assert found["max_logit_difference"] < 1e-4
     assert abs(found["mean_kl"]) < 1e-7
     assert found["positions"] == sum(len(row["input_ids"]) for row in blocks)
-    merging.check_parity(found, tiny.MERGE)
+    merging.check_parity(found, tiny.MERGE, "4 bits")
 
 
-def test_a_merge_into_the_original_weights_fails_parity_and_names_the_keys(
-    live: Any, base_folder: Path, adapter_folder: Path, tokenizer: Any, blocks_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "lora", "bits"),
+    [
+        ("mistral", {"use_dora": True}, {}),
+        ("mistral", {"use_rslora": True}, {"load_in_4bit": False}),
+        ("mistral", {"target_modules": ["q_proj"]}, {"bnb_4bit_quant_type": "fp4"}),
+        ("llama", {}, {}),
+        ("qwen2", {}, {}),
+        ("qwen3", {}, {}),
+    ],
+)
+def test_every_kind_of_adapter_on_every_family_is_merged_to_say_the_same(
+    base_folder: Path,
+    pinned: None,
+    tmp_path: Path,
+    blocks: Any,
+    family: str,
+    lora: dict[str, Any],
+    bits: dict[str, Any],
 ) -> None:
-    original = tiny.MERGE.model_copy(update={"base_weights": "original"})
-    merge(base_folder, adapter_folder, tokenizer, tmp_path, original)
-    blocks = tokens.read(blocks_folder / "validation.parquet")
-    found = merging.parity(live, base.load(tmp_path, torch.float32), blocks, tokenizer.pad_token_id)
+    quantization = BITS.model_copy(update=bits)
+    original = decoders.make_base(family, base_folder, tmp_path / "base")
+    tokenizer = tokens.extend(tokens.load(original))
+    adapter = decoders.make_adapter(original, tokenizer, quantization, tmp_path / "adapter", **lora)
+    merge(original, adapter, tokenizer, tmp_path / "merged", quantization=quantization)
+    found = parity(original, adapter, tokenizer, tmp_path / "merged", blocks, quantization)
+    merging.check_parity(found, tiny.MERGE, "4 bits")
+
+
+def test_a_merge_into_the_original_weights_is_another_model_than_was_trained_and_the_adapter_on_these(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, blocks: Any, tmp_path: Path
+) -> None:
+    merge(
+        base_folder,
+        adapter_folder,
+        tokenizer,
+        tmp_path / "merged",
+        tiny.MERGE.model_copy(update={"base_weights": "original"}),
+    )
+    found = parity(base_folder, adapter_folder, tokenizer, tmp_path / "merged", blocks)
     with pytest.raises(ValueError, match=r"equal next tokens 0\.\d+, below merge\.min_equal_next_tokens, 0\.99"):
-        merging.check_parity(found, tiny.MERGE)
+        merging.check_parity(found, tiny.MERGE, "4 bits")
     with pytest.raises(ValueError, match=r"mean KL .* nats, above merge\.max_mean_kl, 0\.0001"):
-        merging.check_parity(found, tiny.MERGE)
+        merging.check_parity(found, tiny.MERGE, "4 bits")
+    unquantized = merging.in_float32(BITS)
+    same = parity(base_folder, adapter_folder, tokenizer, tmp_path / "merged", blocks, unquantized)
+    merging.check_parity(same, tiny.MERGE, "the original weights")
 
 
-def test_parity_measures_what_it_says() -> None:
-    class Says:
-        """A model whose logits are given; nothing else of it is asked."""
-
-        device = torch.device("cpu")
-
-        def __init__(self, logits: list[list[float]]) -> None:
-            self.logits = torch.tensor([logits])
-
-        def __call__(self, **_: Any) -> Any:
-            return self
-
-    block = {"input_ids": [1, 2], "labels": [1, 2], "position_ids": [0, 1]}
+def test_a_comparison_measures_what_it_says() -> None:
     half, skewed = [0.0, 0.0], [0.0, float(torch.tensor(3.0).log())]  # 1/2, 1/2 and 1/4, 3/4
-    found = merging.parity(Says([skewed, half]), Says([half, half]), [block], 0)
-    assert found["mean_kl"] == pytest.approx(0.130812 / 2, abs=1e-5)
-    assert found["max_logit_difference"] == pytest.approx(1.098612, abs=1e-5)
-    assert found["equal_next_tokens"] == 0.5
-    assert found["positions"] == 2
+    found = merging.Comparison()
+    found.add(torch.tensor([skewed]), torch.tensor([half]), torch.tensor([1]))
+    found.add(torch.tensor([half]), torch.tensor([half]), torch.tensor([tokens.IGNORED]))
+    measured = found.parity()
+    assert measured["mean_kl"] == pytest.approx(0.130812 / 2, abs=1e-5)
+    assert measured["max_logit_difference"] == pytest.approx(1.098612, abs=1e-5)
+    assert measured["equal_next_tokens"] == 0.5
+    assert measured["positions"] == 2
+    assert found.validation_loss() == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_the_choice_falls_on_the_lower_loss_and_both_are_told(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, blocks: Any
+) -> None:
+    live = merging.trained(base_folder, adapter_folder, tokenizer, BITS)
+    hidden = live.hidden(blocks, "live")
+    auto = tiny.MERGE.model_copy(update={"base_weights": "auto"})
+    found = merging.choose(live, hidden, base_folder, adapter_folder, tokenizer, BITS, auto, blocks)
+    losses = {name: found[name]["validation_loss"] for name in ("dequantized", "original")}
+    assert found["chosen"] == min(losses, key=losses.__getitem__)
+    assert abs(found["dequantized"]["mean_kl"]) < 1e-7 < found["original"]["mean_kl"]
+
+
+def test_the_losses_of_the_choice_are_those_of_the_merged_models(
+    base_folder: Path, adapter_folder: Path, merged_folder: Path, tokenizer: Any, blocks: Any
+) -> None:
+    live = merging.trained(base_folder, adapter_folder, tokenizer, BITS)
+    found = merging.choose(
+        live, live.hidden(blocks, "live"), base_folder, adapter_folder, tokenizer, BITS, tiny.MERGE, blocks
+    )
+    merged = base.load(merged_folder, torch.float32)
+    expected = training.mean_loss(merged, blocks, tokenizer.pad_token_id)
+    assert found["dequantized"]["validation_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_merge_must_be_told_which_base_weights(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    auto = tiny.MERGE.model_copy(update={"base_weights": "auto"})
+    with pytest.raises(ValueError, match=r"merge\.base_weights is 'auto'; a merge needs 'dequantized' or 'original'"):
+        merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged", auto)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +218,7 @@ def test_parity_measures_what_it_says() -> None:
 )
 def test_a_parity_below_a_threshold_names_each_that_is_missed(measured: dict[str, float], named: list[str]) -> None:
     with pytest.raises(ValueError, match="does not say what the adapter on 4 bits says") as found:
-        merging.check_parity(measured, tiny.MERGE)
+        merging.check_parity(measured, tiny.MERGE, "4 bits")
     assert [key for key in ("min_equal_next_tokens", "max_mean_kl") if f"merge.{key}" in str(found.value)] == named
 
 
@@ -105,33 +241,19 @@ def test_merging_changes_the_projections_and_the_ten_rows_and_nothing_else(
             assert torch.equal(value, before[name]), name
 
 
-def test_a_merged_projection_is_the_dequantized_base_and_the_delta(live: Any, merged_folder: Path) -> None:
-    after = load_file(merged_folder / "model.safetensors")
-    layer = live.base_model.model.model.layers[1].mlp.down_proj
-    low, high = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    dense = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state)
-    expected = dense + (high @ low) * tiny.FINETUNE.lora.lora_alpha / tiny.FINETUNE.lora.r
-    torch.testing.assert_close(after["model.layers.1.mlp.down_proj.weight"], expected.detach(), atol=1e-6, rtol=0)
-
-
 def test_projections_without_lora_are_merged_as_training_saw_them(
-    base_folder: Path, tokenizer: Any, tmp_path: Path, blocks_folder: Path
+    base_folder: Path, tokenizer: Any, tmp_path: Path, blocks: Any
 ) -> None:
-    lora = tiny.FINETUNE.lora.model_copy(update={"target_modules": ["q_proj"]})
-    model = qlora.load_quantized(base_folder, tokenizer, tiny.FINETUNE.quantization, tiny.SEED)
-    model = qlora.attach(model, tokenizer, tiny.FINETUNE.model_copy(update={"lora": lora})).eval()
-    qlora.save(model, tmp_path / "adapter")
-    counts = merge(base_folder, tmp_path / "adapter", tokenizer, tmp_path / "merged")
+    adapter = decoders.make_adapter(base_folder, tokenizer, BITS, tmp_path / "adapter", target_modules=["q_proj"])
+    counts = merge(base_folder, adapter, tokenizer, tmp_path / "merged")
     assert counts == {"tensors_written": 2 * 7 + 2, "adapter_tensors": 2 * 2 + 2}
-    blocks = tokens.read(blocks_folder / "validation.parquet")
-    found = merging.parity(model, base.load(tmp_path / "merged", torch.float32), blocks, tokenizer.pad_token_id)
-    merging.check_parity(found, tiny.MERGE)
+    merging.check_parity(parity(base_folder, adapter, tokenizer, tmp_path / "merged", blocks), tiny.MERGE, "4 bits")
 
 
 def test_every_adapter_tensor_is_consumed(
     base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    counts = merge(base_folder, adapter_folder, tokenizer, tmp_path)
+    counts = merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged")
     assert counts["adapter_tensors"] == len(load_file(adapter_folder / "adapter_model.safetensors")) == 2 * 2 * 7 + 2
     assert counts["tensors_written"] == 2 * 7 + 2
 
@@ -139,18 +261,149 @@ def test_every_adapter_tensor_is_consumed(
 def test_a_second_merge_writes_the_same_bytes(
     base_folder: Path, adapter_folder: Path, tokenizer: Any, merged_folder: Path, tmp_path: Path
 ) -> None:
-    merge(base_folder, adapter_folder, tokenizer, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in merged_folder.iterdir())
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (merged_folder / path.name).read_bytes(), path.name
+    merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged")
+    assert_same_files(tmp_path / "merged", merged_folder)
+
+
+def test_a_merge_replaces_the_model_that_the_folder_holds(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, merged_folder: Path, tmp_path: Path
+) -> None:
+    merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged", max_shard_size=SMALL)
+    assert (tmp_path / "merged" / shards.INDEX).is_file()
+    merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged")
+    assert_same_files(tmp_path / "merged", merged_folder)
+
+
+# Merges, and is killed by the kernel as it starts to write the third shard.
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+from wronai import numerics
+numerics.choose("pinned")
+import tiny
+from wronai import merging, shards, tokens
+
+numerics.deterministic("pinned", tiny.SEED)
+base, adapter, tokenizer, out, checkpoints = map(Path, json.loads(sys.argv[1]))
+write, files = shards.write, []
+
+def write_two(file, *rest):
+    files.append(file)
+    if len(files) == 3:
+        file.with_name(file.name + shards.UNFINISHED).write_bytes(b"half a shard")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(file, *rest)
+
+shards.write = write_two
+what = base, adapter, tokens.load(tokenizer), tiny.FINETUNE.quantization, tiny.MERGE
+merging.merge(*what, out, work=checkpoints / merging.run_key(*what, 100_000), max_shard_size=100_000)
+"""
+
+
+def test_a_killed_merge_goes_on_from_the_last_finished_shard_to_the_same_bytes(
+    base_folder: Path,
+    adapter_folder: Path,
+    tokenizer: Any,
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, work = tmp_path / "merged", tmp_path / "merged-checkpoints"
+    places = [base_folder, adapter_folder, tokenizer_folder, out, work]
+    command = [sys.executable, "-c", KILLED, json.dumps([str(place) for place in places])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), str(Path(__file__).parent)])}
+    assert subprocess.run(command, env=env, timeout=300).returncode == -9
+    finished = sorted(path.name for path in work.rglob("*.safetensors"))
+    assert len(finished) == 2 and not out.exists()
+    rewritten, write = [], shards.write
+    monkeypatch.setattr(shards, "write", lambda file, *rest: (rewritten.append(file.name), write(file, *rest)))
+    merge(base_folder, adapter_folder, tokenizer, out, max_shard_size=SMALL)
+    assert rewritten and not set(rewritten) & set(finished)
+    monkeypatch.setattr(shards, "write", write)
+    merge(base_folder, adapter_folder, tokenizer, tmp_path / "expected", max_shard_size=SMALL)
+    assert_same_files(out, tmp_path / "expected")
+
+
+def test_finished_shards_of_another_merge_are_not_taken(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shards, "install", stop)
+        merge(base_folder, adapter_folder, tokenizer, tmp_path / "merged")
+    merge(
+        base_folder, adapter_folder, tokenizer, tmp_path / "merged", tiny.MERGE.model_copy(update={"dtype": "float16"})
+    )
+    assert {value.dtype for value in load_file(tmp_path / "merged/model.safetensors").values()} == {torch.float16}
+
+
+def rewrite(adapter: Path, change: Any) -> None:
+    """Let `change` have its way with the tensors of the folder `adapter`."""
+    weights = load_file(adapter / qlora.ADAPTER)
+    change(weights)
+    save_file(weights, adapter / qlora.ADAPTER, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda weights: weights.pop(LOW), f"0 tensors .* lacks 1 that it needs, such as {LOW}"),
+        (lambda weights: weights.update(odd=torch.ones(1)), "holds 1 tensors that the base has no place for .* odd"),
+        (
+            lambda weights: weights.update({LOW: torch.ones(4, 65)}),
+            r"lora_A.weight has the shape \(4, 65\), .*\(4, 64\)",
+        ),
+    ],
+)
+def test_an_adapter_that_does_not_fit_the_base_is_one_message(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path, change: Any, says: str
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    rewrite(adapter, change)
+    with pytest.raises(ValueError, match=says) as found:
+        merge(base_folder, adapter, tokenizer, tmp_path / "merged")
+    assert "was made for another base" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_a_base_with_fewer_rows_than_tokens_is_one_message(
+    base_copy: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    config = json.loads((base_copy / "config.json").read_text())
+    (base_copy / "config.json").write_text(json.dumps(config | {"vocab_size": 599}))
+    with pytest.raises(ValueError, match="the tokenizer has 600 tokens, and the embedding 599 rows; run prepare_base"):
+        merge(base_copy, adapter_folder, tokenizer, tmp_path / "merged")
+
+
+def test_an_adapter_without_its_configuration_is_one_message(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    (adapter / "adapter_config.json").unlink()
+    with pytest.raises(ValueError, match=r"no adapter_config\.json of LoRA that PEFT can read"):
+        merge(base_folder, adapter, tokenizer, tmp_path / "merged")
+
+
+def test_an_adapter_of_other_rows_is_one_message(
+    base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(adapter_folder, tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["trainable_token_indices"]["embed_tokens"][0] = 5
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"trains the rows \[5, 601.* of embed_tokens; the ten tokens have \[600, 601"):
+        merge(base_folder, adapter, tokenizer, tmp_path / "merged")
 
 
 def test_the_merged_weights_have_the_type_of_the_parameter(
     base_folder: Path, adapter_folder: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    merge(base_folder, adapter_folder, tokenizer, tmp_path, tiny.MERGE.model_copy(update={"dtype": "bfloat16"}))
-    assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
+    out = tmp_path / "merged"
+    merge(base_folder, adapter_folder, tokenizer, out, tiny.MERGE.model_copy(update={"dtype": "bfloat16"}))
+    assert {value.dtype for value in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
 
 
 def test_the_merged_folder_alone_is_a_model_that_answers_in_the_format(merged_folder: Path) -> None:

@@ -69,6 +69,67 @@ def test_the_report_holds_the_benchmarks_the_bits_and_the_answers(metrics: Path)
     assert "*formal, closed*" in text
 
 
+PARITY = FOUND["merge_adapters"]["parity"]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "says", "held"),
+    [
+        ({}, "lora_alpha 32.0, nf4 with double quantization, 9 steps", "4 bits"),
+        ({"bnb_4bit_quant_type": "fp4", "bnb_4bit_use_double_quant": False}, "lora_alpha 32.0, fp4, 9 steps", "4 bits"),
+        ({"load_in_4bit": False, "load_in_8bit": True}, "lora_alpha 32.0, 8 bits (LLM.int8()), 9 steps", "8 bits"),
+        ({"load_in_4bit": False}, "lora_alpha 32.0, not quantized, float32, 9 steps", "the base"),
+    ],
+)
+def test_the_report_says_what_the_adapter_was_trained_on(
+    metrics: Path, quantization: dict[str, Any], says: str, held: str
+) -> None:
+    changed = CONFIG.finetune.quantization.model_copy(update=quantization)
+    config = CONFIG.model_copy(update={"finetune": CONFIG.finetune.model_copy(update={"quantization": changed})})
+    text = report.markdown(report.read(metrics, MEASURED), config)
+    assert says in text
+    assert (
+        f"\n## Merge\n\n100.00 % of next tokens are those of the adapter on {held} (512 positions), "
+        "mean KL 1.0e-09 nats, largest logit difference 4.0e-06.\n\n## Data\n" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("base_weights", "merged", "says", "compared"),
+    [
+        (
+            "original",
+            {"parity_on_original": PARITY},
+            "Merged into the original weights, not",
+            ["4 bits", "the original"],
+        ),
+        (
+            "auto",
+            {"base_weights": {"chosen": "original"}, "parity_on_original": PARITY},
+            "Merged into the original weights, of the lower validation loss: 2.5000 dequantized, 2.2500 original.",
+            ["4 bits", "the original"],
+        ),
+        (
+            "auto",
+            {"base_weights": {"chosen": "dequantized"}},
+            "Merged into the dequantized weights, of the lower validation loss: 2.5000 dequantized, 2.2500 original.",
+            ["4 bits"],
+        ),
+    ],
+)
+def test_the_report_says_which_weights_were_merged_into_and_every_parity(
+    metrics: Path, base_weights: str, merged: dict[str, Any], says: str, compared: list[str]
+) -> None:
+    if "base_weights" in merged:
+        losses = {"dequantized": {"validation_loss": 2.5}, "original": {"validation_loss": 2.25}}
+        merged = merged | {"base_weights": merged["base_weights"] | losses}
+    tracking.write_json(metrics / "merge_adapters.json", FOUND["merge_adapters"] | merged)
+    config = CONFIG.model_copy(update={"merge": CONFIG.merge.model_copy(update={"base_weights": base_weights})})
+    text = report.markdown(report.read(metrics, MEASURED), config)
+    assert f"\n## Merge\n\n{says}" in text
+    assert re.findall("those of the adapter on (4 bits|the original)", text) == compared
+
+
 def test_the_page_needs_no_other_file_and_runs_nothing(metrics: Path, tmp_path: Path) -> None:
     publish_report(metrics, CONFIG, MEASURED, tmp_path / "report")
     page = (tmp_path / "report/index.html").read_text()

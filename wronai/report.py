@@ -17,8 +17,7 @@ TEMPLATE = """\
 # WronAI: report of a run
 
 Base: {{ base }}, {{ "{:,}".format(m.prepare_base.parameters) }} parameters. LoRA r {{ p["finetune.lora.r"] }}, \
-lora_alpha {{ p["finetune.lora.lora_alpha"] }}, {{ p["finetune.quantization.bnb_4bit_quant_type"] }}\
-{{ " with double quantization" if p["finetune.quantization.bnb_4bit_use_double_quant"] }}, \
+lora_alpha {{ p["finetune.lora.lora_alpha"] }}, {{ quantization }}, \
 {{ m.finetune_qlora.steps }} steps over {{ "{:,}".format(m.finetune_qlora.tokens_seen) }} tokens, seed {{ p["seed"] }}.
 
 ## Does the tuned model beat its base?
@@ -52,9 +51,12 @@ Validation loss {{ "%.3f" % m.finetune_qlora.validation_loss_before }} before, \
 
 ## Merge
 
-{{ "%.2f %%" % (100 * parity.equal_next_tokens) }} of next tokens are those of the adapter on 4 bits \
+{{ merged_into }}\
+{% for held, parity in parities -%}
+{{ "%.2f %%" % (100 * parity.equal_next_tokens) }} of next tokens are those of the adapter on {{ held }} \
 ({{ "{:,}".format(parity.positions) }} positions), mean KL {{ "%.1e" % parity.mean_kl }} nats, \
 largest logit difference {{ "%.1e" % parity.max_logit_difference }}.
+{% endfor %}\
 
 ## Data
 
@@ -129,11 +131,38 @@ def markdown(found: dict[str, Any], config: params.Params) -> str:
         p=params.flatten(config),
         base=name[model.base],
         bits=found["evaluate_benchmarks"]["bits_per_byte"],
-        parity=found["merge_adapters"]["parity"],
+        quantization=_quantization(config.finetune.quantization),
+        parities=_parities(found["merge_adapters"], config.finetune.quantization),
+        merged_into=_merged_into(found["merge_adapters"], config.merge),
         benchmarks=_benchmark_table(found["evaluate_benchmarks"]["benchmarks"]),
         dropped=_dropped_table(found["clean_text"]),
         samples=found["samples"],
     )
+
+
+def _quantization(settings: params.Quantization) -> str:
+    if settings.load_in_4bit:
+        return settings.bnb_4bit_quant_type + " with double quantization" * settings.bnb_4bit_use_double_quant
+    return "8 bits (LLM.int8())" if settings.load_in_8bit else f"not quantized, {settings.bnb_4bit_compute_dtype}"
+
+
+def _parities(merged: dict[str, Any], quantization: params.Quantization) -> list[tuple[str, dict[str, Any]]]:
+    """What the merged model was compared with, and how near it is: always what was trained, and what else there is."""
+    found = [(quantization.held, merged["parity"])]
+    if "parity_on_original" in merged:
+        found.append(("the original weights", merged["parity_on_original"]))
+    return found
+
+
+def _merged_into(merged: dict[str, Any], settings: params.Merge) -> str:
+    """Which weights the delta was added to, where it is not the dequantized ones that the parameters asked for."""
+    if settings.base_weights == "dequantized":
+        return ""
+    if settings.base_weights == "original":
+        return "Merged into the original weights, not into those that the adapter was trained on.\n\n"
+    choice = merged["base_weights"]
+    losses = ", ".join(f"{choice[name]['validation_loss']:.4f} {name}" for name in ("dequantized", "original"))
+    return f"Merged into the {choice['chosen']} weights, of the lower validation loss: {losses}.\n\n"
 
 
 def _benchmark_table(benchmarks: dict[str, Any]) -> str:
