@@ -51,9 +51,8 @@ def measure(threads: int) -> None:
         pad = tokenizer.pad_token_id
         qlora.tune(model, train, train, settings, tiny.SEED, out / "work", pad_token_id=pad, log=tiny.ignore)
         qlora.save(model, out / "adapter")
-        merging.merge(
-            out / "base", out / "adapter", tokenizer, settings.quantization, tiny.SEED, tiny.MERGE, out / "merged"
-        )
+        where = (out / "base", out / "adapter", tokenizer, settings.quantization, tiny.MERGE, out / "merged")
+        merging.merge(*where, work=out / "checkpoints")
         for name in ("base/model", "adapter/adapter_model", "merged/model"):
             content = (out / f"{name}.safetensors").read_bytes()
             found[name.split("/")[0]] = hashlib.sha256(content).hexdigest()[:12]
