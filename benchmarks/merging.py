@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import full_size
+
 from wronai import numerics, params
 
 ROOT = Path(__file__).parent.parent
@@ -102,14 +104,12 @@ def watched(*arguments: str) -> tuple[float, float]:
     started, peak = time.monotonic(), 0
     with subprocess.Popen([sys.executable, __file__, *arguments], cwd=ROOT, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            if "RssAnon:" in status:
-                peak = max(peak, int(status.split("RssAnon:")[1].split()[0]))
+            peak = max(peak, full_size.anonymous(process.pid))
             time.sleep(0.02)
         if process.returncode:
             assert process.stderr
             raise SystemExit(process.stderr.read().decode())
-    return time.monotonic() - started, peak * 1024 / 1e9
+    return time.monotonic() - started, peak / 1e9
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ gradients: the last column is their largest difference, each relative to the lar
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from wronai import plan
 
 ROWS = list(range(32_000, 32_010))
 HIDDEN = 4096
@@ -31,18 +32,12 @@ class Peak(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.start_bytes, self.bytes, self.ended = anonymous(), 0, False
+        self.start_bytes, self.bytes, self.ended = plan.anonymous(), 0, False
 
     def run(self) -> None:
         while not self.ended:
-            self.bytes = max(self.bytes, anonymous() - self.start_bytes)
+            self.bytes = max(self.bytes, plan.anonymous() - self.start_bytes)
             time.sleep(0.002)
-
-
-def anonymous() -> int:
-    found = re.search(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found, "the kernel counts it since 4.5"
-    return int(found[1]) * 1024
 
 
 def measure(way: str, dtype: str, tokens: int, steps: int, out: Path) -> None:

@@ -12,29 +12,17 @@ from typing import Any
 import pytest
 import tiny
 
-from wronai import params, plan, qlora, vocabulary
+from wronai import params, plan, profiles, qlora, vocabulary
 
 ROOT = Path(__file__).parent.parent
-MISTRAL = plan.from_config(
-    {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    }
-)
+MISTRAL = plan.from_config(tiny.MISTRAL_7B)
 GPU = plan.Device("cuda", 5 * 10**8, 8 * 10**9)
 CPU = plan.Device("cpu", 5 * 10**8, 8 * 10**9)
 
 
 def finetune(section: str = "", **values: Any) -> params.Finetune:
     """The parameters of the Mistral-7B profile with `values` over them, or over their section."""
-    raw = params.read(ROOT / "params.yaml")["finetune"]
-    overlay = params.read(ROOT / "profiles/mistral-7b.yaml")["finetune"]
-    for key, value in overlay.items():
-        raw[key] = raw[key] | value if isinstance(value, dict) else value
+    raw = profiles.load(ROOT / "profiles/mistral-7b.yaml", ROOT / "params.yaml").finetune.model_dump()
     changed = {section: raw[section] | values} if section else values
     return params.Finetune.model_validate(raw | changed)
 

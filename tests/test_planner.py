@@ -16,14 +16,6 @@ from wronai import numerics, params, plan, planner, profiles
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-MISTRAL = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-}
 
 
 def model(**values: Any) -> params.Model:
@@ -48,7 +40,7 @@ def repository(tmp_path: Path) -> Path:
     """A base on the hub, as far as the plan may look."""
     folder = tmp_path / "repository"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(MISTRAL))
+    (folder / "config.json").write_text(json.dumps(tiny.MISTRAL_7B))
     (folder / "model.safetensors").write_bytes(b"not to be fetched")
     return folder
 
@@ -75,7 +67,7 @@ def test_of_a_base_on_the_hub_the_configuration_alone_is_fetched_and_only_once(
     with hub.serve(repository, "wronai/tiny", COMMIT, {}, log=asked) as endpoint:
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         found = planner.shape(model(**HUB), project / "downloads")
-    assert found == plan.from_config(MISTRAL)
+    assert found == plan.from_config(tiny.MISTRAL_7B)
     assert any("config.json" in path for _, path, _ in asked)
     assert not any("safetensors" in path for _, path, _ in asked)
     assert planner.shape(model(**HUB), project / "downloads") == found

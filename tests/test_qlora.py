@@ -334,23 +334,11 @@ def test_one_thread_and_two_give_the_same_adapter(
     assert found[0] == found[1]
 
 
-def test_gradient_checkpointing_changes_no_byte(
-    base_folder: Path, tokenizer: Any, blocks_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("saving", ["gradient_checkpointing", "activation_offloading"])
+def test_saving_memory_of_activations_changes_no_byte(
+    saving: str, base_folder: Path, tokenizer: Any, blocks_folder: Path, tmp_path: Path
 ) -> None:
-    found = [
-        trained(base_folder, tokenizer, blocks_folder, tmp_path / str(on), gradient_checkpointing=on)
-        for on in (True, False)
-    ]
-    assert found[0] == found[1]
-
-
-def test_offloaded_activations_change_no_byte(
-    base_folder: Path, tokenizer: Any, blocks_folder: Path, tmp_path: Path
-) -> None:
-    found = [
-        trained(base_folder, tokenizer, blocks_folder, tmp_path / str(on), activation_offloading=on)
-        for on in (True, False)
-    ]
+    found = [trained(base_folder, tokenizer, blocks_folder, tmp_path / str(on), **{saving: on}) for on in (True, False)]
     assert found[0] == found[1]
 
 

@@ -24,6 +24,15 @@ SCRATCH = params.Scratch(
     warmup_ratio=0.05,
     weight_decay=0.1,
 )
+# What is not tiny: the shape in the config.json of Mistral-7B, for plans that read no weight.
+MISTRAL_7B = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 FINETUNE = params.Finetune(
     num_train_epochs=4,
     max_steps=-1,

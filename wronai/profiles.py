@@ -28,8 +28,7 @@ def apply(profile: Path, target: Path) -> str:
     yaml.representer.add_representer(type(None), _null)
     before = target.read_text(encoding="utf-8")
     values = yaml.load(before)
-    for layer in _layers(profile):
-        _overlay(values, params.read(layer), layer.name)
+    _put_over(values, profile)
     written = io.StringIO()
     yaml.dump(values, written)
     after = written.getvalue()
@@ -38,6 +37,18 @@ def apply(profile: Path, target: Path) -> str:
     return "".join(
         difflib.unified_diff(before.splitlines(True), after.splitlines(True), target.name, profile.name, n=0)
     )
+
+
+def load(profile: Path, target: Path) -> params.Params:
+    """The parameters of `target`, a params.yaml, with `profile` over them. Raises as `apply`; writes nothing."""
+    values = params.read(target)
+    _put_over(values, profile)
+    return params.parse(values, f"{target.name} with {profile.name}")
+
+
+def _put_over(values: Any, profile: Path) -> None:
+    for layer in _layers(profile):
+        _overlay(values, params.read(layer), layer.name)
 
 
 def _null(representer: Any, _: None) -> Any:

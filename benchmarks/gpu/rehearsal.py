@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wronai import plan
+
 ROOT = Path(__file__).parent.parent.parent
 LENGTHS = (512, 1024, 2048, 4096)
 STEPS = 30
@@ -157,8 +159,7 @@ class Peak:
 
     def _watch(self) -> None:
         while not self._done.wait(0.01):
-            found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-            self.bytes = max(self.bytes, int(found[1]) * 1024 if found else 0)
+            self.bytes = max(self.bytes, plan.anonymous())
 
     def __exit__(self, *_: object) -> None:
         import torch

@@ -41,13 +41,9 @@ def main() -> None:
 
 def settings_of(name: str, steps: int) -> Any:
     """`finetune` of the profile mistral-7b, for so many steps of one block, with what the case changes."""
-    from wronai import params, profiles
+    from wronai import profiles
 
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "params.yaml"
-        target.write_text((rehearsal.ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-        profiles.apply(rehearsal.ROOT / "profiles/mistral-7b.yaml", target)
-        settings = params.load(target).finetune
+    settings = profiles.load(rehearsal.ROOT / "profiles/mistral-7b.yaml", rehearsal.ROOT / "params.yaml").finetune
     never = {"eval_steps": 10**6, "save_steps": 10**6, "logging_steps": steps}
     changes = {"max_steps": steps, "gradient_accumulation_steps": 1, **never, **SAVINGS.get(name, {})}
     return settings.model_copy(update=changes)

@@ -53,6 +53,42 @@ class Meter:
             time.sleep(0.05)
 
 
+def quantized(run: dict[str, Any]) -> Any:
+    """The base in 4 bits on the CPU, as transformers loads it."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    dtype = getattr(torch, run["dtype"])
+    return AutoModelForCausalLM.from_pretrained(
+        run["base"],
+        dtype=dtype,
+        device_map={"": "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        ),
+    )
+
+
+def arguments(run: dict[str, Any]) -> dict[str, Any]:
+    """The TrainingArguments of every script that makes a Trainer itself; how it batches is its own."""
+    return {
+        "output_dir": run["scratch"],
+        "max_steps": run["steps"],
+        "learning_rate": run["learning_rate"],
+        "lr_scheduler_type": "cosine",
+        "optim": run["optim"],
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "bf16": run["dtype"] == "bfloat16",
+        "logging_steps": run["steps"],
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "seed": run["seed"],
+    }
+
+
 def measured(package: str, train: Callable[[dict[str, Any]], Any]) -> None:
     """Run `train` on the run of the command line and write what the steps after the warm-up took.
 
