@@ -24,12 +24,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import filelock
 import requests
 import requests.auth
 import requests.exceptions
 import urllib3.exceptions
 
+from wronai import locks
 from wronai.progress import Progress
 
 CHUNK_BYTES = 1 << 20
@@ -322,7 +322,8 @@ def _bring(
 ) -> list[Fetched]:
     unique = list({job.digest: job for job in reversed(jobs)}.values())[::-1]
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, say):
+    # Other runs keep away from the partial files; they wait, and then find what this one brought.
+    with locks.alone(folder / ".lock", f"{folder}: another run is downloading to it", say):
         ledger = _Ledger(folder, len(unique))
         courier = _Courier(folder, say, ledger, patience)
         try:
@@ -330,21 +331,6 @@ def _bring(
         finally:
             ledger.close()
     return [brought[job.digest] for job in jobs if job.digest in brought]
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, say: Say) -> Iterator[None]:
-    """Keep other processes away from the partial files; they wait, and then find what this one brought."""
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
-        say(f"{folder}: another run is downloading to it; waiting until it is done")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Courier:

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant, int8_vectorwise_quant, quantize_4bit
 from bitsandbytes.nn import Int8Params, Linear4bit, Params4bit
-from filelock import FileLock, Timeout
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig
 
-from wronai import attention, base, launch, numerics, params, shards, tokens, training, vocabulary
+from wronai import attention, base, launch, locks, numerics, params, shards, tokens, training, vocabulary
 from wronai.progress import Progress
 
 ADAPTER = "adapter_model.safetensors"  # PEFT's name for the file of an adapter's tensors
@@ -375,23 +374,24 @@ def alone(work: Path) -> Iterator[None]:
 
     Of several processes the main one holds the lock, and the others wait with it.
     """
-    lock = FileLock(work.with_name(f"{work.name}.lock"))
     if not training.is_main_process():
         launch.wait_for_all()
         yield
         return
     work.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"{work}: another run does the same; waiting until it is done", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        launch.wait_for_all()
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waited for a file that is gone asks anew
-        lock.release()
+    file = work.with_name(f"{work.name}.lock")
+    with locks.alone(file, f"{work}: another run does the same", _say):
+        try:
+            launch.wait_for_all()
+            yield
+        finally:
+            file.unlink(missing_ok=True)  # while it is held: who waited for a file that is gone asks anew
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(
+        f"{line}\n"
+    )  # at once: print writes the end of a line apart, and another thread's may come between
 
 
 def run_key(*determines: object) -> str:
