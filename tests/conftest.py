@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ import tiny  # noqa: E402
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Bytes are named after their argument: packed ones hold the time, and two workers must collect the same names."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(autouse=True)
+def no_overrides_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes knows parameters with 32-bit states by their `id`, which a later test's may have again."""
+    if "bitsandbytes" in sys.modules:
+        monkeypatch.setattr(sys.modules["bitsandbytes"].optim.GlobalOptimManager, "_instance", None)
 
 
 @pytest.fixture(scope="session")
