@@ -46,7 +46,9 @@ def finetune_qlora(
         pad = tokenizer.pad_token_id
         before = training.mean_loss(model, validation, pad)
         outcome = qlora.tune(model, train, validation, settings, seed, work, pad_token_id=pad, log=log)
-        after = training.mean_loss(model, validation, pad)
+        evaluated = {entry["step"]: entry["eval_loss"] for entry in outcome.history if "eval_loss" in entry}
+        kept = outcome.best_step or outcome.steps
+        after = evaluated[kept] if kept in evaluated else training.mean_loss(model, validation, pad)
         qlora.save(model, out)
         if training.is_main_process():
             _write_curve(outcome.history, curve)

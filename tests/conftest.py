@@ -24,7 +24,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.fixture(autouse=True)
 def no_overrides_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes knows parameters with 32-bit states by their `id`, which a later test's may have again."""
+    """That library knows parameters with 32-bit states by their `id`, which a later test's may have again."""
     if "bitsandbytes" in sys.modules:
         monkeypatch.setattr(sys.modules["bitsandbytes"].optim.GlobalOptimManager, "_instance", None)
 

@@ -10,7 +10,7 @@ import tiny
 import torch
 from peft import PeftModel
 
-from wronai import attention, base, merging, qlora, shards, streamed, tokens, training
+from wronai import attention, base, lora, merging, qlora, shards, streamed, tokens, training
 
 
 @pytest.fixture
@@ -44,27 +44,29 @@ def test_a_streamed_model_gives_the_logits_of_the_whole_one(
 
 
 @pytest.mark.parametrize(
-    ("family", "lora", "bits"),
+    ("family", "changes", "bits"),
     [
         ("mistral", {}, {}),
         ("mistral", {}, {"bnb_4bit_compute_dtype": "bfloat16"}),
         ("mistral", {}, {"load_in_4bit": False}),
         ("mistral", {}, {"load_in_4bit": False, "load_in_8bit": True}),
         ("mistral", {"use_dora": True}, {}),
+        ("mistral", {"use_dora": True}, {"load_in_4bit": False, "load_in_8bit": True}),
         ("llama", {"use_rslora": True}, {}),
         ("qwen2", {}, {}),
         ("qwen3", {}, {}),
     ],
 )
 def test_a_streamed_adapter_says_what_the_one_that_was_trained_says(
-    base_folder: Path, blocks: Any, tmp_path: Path, family: str, lora: dict[str, Any], bits: dict[str, Any]
+    base_folder: Path, blocks: Any, tmp_path: Path, family: str, changes: dict[str, Any], bits: dict[str, Any]
 ) -> None:
     quantization = tiny.FINETUNE.quantization.model_copy(update=bits)
     folder = decoders.make_base(family, base_folder, tmp_path / "base")
     tokenizer = tokens.extend(tokens.load(folder))
-    adapter = decoders.make_adapter(folder, tokenizer, quantization, tmp_path / "adapter", **lora)
+    adapter = decoders.make_adapter(folder, tokenizer, quantization, tmp_path / "adapter", **changes)
     live = PeftModel.from_pretrained(qlora.load_quantized(folder, tokenizer, quantization, tiny.SEED), adapter)
     live.base_model.model.set_attn_implementation(attention.NAME)
+    lora.install(live)
     decoder = merging.trained(folder, adapter, tokenizer, quantization)
     for block, hidden in zip(blocks, decoder.hidden(blocks, "streamed"), strict=True):
         torch.testing.assert_close(decoder.logits(hidden), whole(live, block), atol=1e-5, rtol=1e-5)

@@ -175,33 +175,27 @@ def optimizer_states(tensors: Sequence[int], optim: str, kind: Kind) -> int:
 def saved_by_layer(shape: Shape, settings: params.Finetune, kind: Kind) -> int:
     """Bytes that autograd keeps for each token of one decoder layer, between its forward and its backward.
 
-    RMSNorm computes in float32 and keeps its input so; attention keeps query, key, value and output, keys and values
-    repeated for each head; SwiGLU three of its width; each LoRA its input. Outside of autocast, which a GPU trains
-    bfloat16 under, LoRA casts its input to float32, each for itself; dropout adds its mask. What DoRA and 8 bits keep
-    beside that is not in it (`_uncounted`).
+    RMSNorm computes in float32 and keeps its input so; attention, in float32 on a CPU, keeps query, key, value and
+    output, keys and values repeated for each head; SwiGLU three of its width; LoRA its input, once for all that share
+    it unless each drops out for itself, and then with the mask. What DoRA and 8 bits keep beside that is not in it
+    (`_uncounted`).
     """
     computed = SIZE[settings.quantization.bnb_4bit_compute_dtype]
-    autocast = kind == "cuda" and settings.quantization.bnb_4bit_compute_dtype == "bfloat16"
     query = shape.num_attention_heads * shape.head_dim
     hidden, inner = shape.hidden_size, shape.intermediate_size
     norms = 2 * (
         FLOAT * hidden + 2 * FLOAT
     )  # the input, which is a copy of a shorter one, and the factor of each token
-    attention = 4 * computed * query + FLOAT * shape.num_attention_heads
+    attention = 4 * (computed if kind == "cuda" else FLOAT) * query + FLOAT * shape.num_attention_heads
     swiglu = 3 * computed * inner
-    each = computed if autocast else FLOAT
-    mask = 0 if not settings.lora.lora_dropout else 1 if kind == "cuda" else FLOAT
+    mask = 0 if not settings.lora.lora_dropout else 1 if kind == "cuda" else computed
     targets = set(settings.lora.target_modules)
     inputs = 0
     for group in (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",)):
         count = len(targets.intersection(group))
         width = shape.matrices[group[0]][1]
-        own = mask or (not autocast and computed < FLOAT)  # else all of them keep the one tensor that they were given
-        if own:
-            inputs += count * width * (each + mask)
-        elif count:
-            inputs += width * each
-    ranks = len(targets) * settings.lora.r * each
+        inputs += width * (count * (computed + mask) if mask else computed * bool(count))
+    ranks = len(targets) * settings.lora.r * computed
     return norms + attention + swiglu + inputs + ranks
 
 
@@ -239,11 +233,9 @@ def make(
     else:
         kept, recomputed = states + layers * saved, 0
     dequantized = computed * largest if quantization.load_in_4bit or quantization.load_in_8bit else 0
-    # The backward of a layer begins with down_proj: its LoRA's gradient in float32 and rounded; then the matrix itself,
-    # with its own gradient beside that one, when what LoRA had kept is free again.
-    inner, short = shape.intermediate_size * batch, computed < FLOAT
-    own = FLOAT * inner if short or settings.lora.lora_dropout else 0
-    work = max((FLOAT + (computed if short else 0)) * inner, dequantized + 2 * computed * inner - own)
+    # The backward of a layer begins with down_proj: LoRA's gradient; then the matrix itself, with its own gradient
+    # beside that one, when the input that LoRA had kept is free again.
+    work = dequantized + computed * shape.intermediate_size * batch
     # Logits in float32 and, before and after, rounded; the gradient of the last hidden states stays until the backward.
     chunk = min(LOGITS, FLOAT * rows * batch)
     logits = chunk + (chunk * computed // FLOAT if computed < FLOAT else 0)

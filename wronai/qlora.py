@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from transformers import BitsAndBytesConfig
 
-from wronai import attention, base, launch, locks, numerics, params, shards, tokens, training, vocabulary
+from wronai import attention, base, launch, locks, lora, numerics, params, shards, tokens, training, vocabulary
 from wronai.progress import Progress
 
 ADAPTER = "adapter_model.safetensors"  # PEFT's name for the file of an adapter's tensors
@@ -31,7 +31,10 @@ SLICE = 1 << 20  # values quantized at once on a CPU; a multiple of every block 
 # What else than data and parameters determines a training: a checkpoint of other code or libraries is not gone on from.
 VERSIONS = (
     *(metadata.version(name) for name in ("torch", "transformers", "peft", "bitsandbytes", "accelerate")),
-    *(Path(inspect.getfile(module)) for module in (attention, base, launch, numerics, tokens, training, vocabulary)),
+    *(
+        Path(inspect.getfile(module))
+        for module in (attention, base, launch, lora, numerics, tokens, training, vocabulary)
+    ),
     Path(__file__),
 )
 # Of the section `finetune`, what may change between a run and the one that goes on from its checkpoints: which of these
@@ -200,26 +203,24 @@ def attach(model: Any, tokenizer: Any, settings: params.Finetune) -> Any:
     """
     for value in model.parameters():
         value.requires_grad_(False)
-    if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
     model.set_attn_implementation(attention.NAME)
     added = tokens.added_ids(tokenizer)
     tied = model.config.tie_word_embeddings
-    lora = settings.lora
-    loftq = lora.init_lora_weights == "loftq"
+    chosen = settings.lora
+    loftq = chosen.init_lora_weights == "loftq"
     tuned = get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
-            r=lora.r,
-            lora_alpha=lora.lora_alpha,
-            lora_dropout=lora.lora_dropout,
-            bias=lora.bias,
-            target_modules=list(lora.target_modules),
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            init_lora_weights=True if loftq else lora.init_lora_weights,
+            r=chosen.r,
+            lora_alpha=chosen.lora_alpha,
+            lora_dropout=chosen.lora_dropout,
+            bias=chosen.bias,
+            target_modules=list(chosen.target_modules),
+            use_rslora=chosen.use_rslora,
+            use_dora=chosen.use_dora,
+            init_lora_weights=True if loftq else chosen.init_lora_weights,
             trainable_token_indices={"embed_tokens": added} | ({} if tied else {"lm_head": added}),
         ),
     )
@@ -228,6 +229,7 @@ def attach(model: Any, tokenizer: Any, settings: params.Finetune) -> Any:
     for value in tuned.parameters():
         if value.requires_grad:
             value.data = value.data.float()
+    lora.install(tuned)
     vocabulary.install(tuned)
     return tuned
 

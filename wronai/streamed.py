@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.integrations import replace_with_bnb_linear
 
-from wronai import attention, base, params, qlora
+from wronai import attention, base, lora, params, qlora
 from wronai.progress import Progress
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -137,17 +137,17 @@ class _Mapped(nn.Linear):
 
 
 class Adapted(Decoder):
-    """The base in `folder` quantized as `quantization` says, with the LoRA `tensors` of `lora` beside it, as trained.
+    """The base in `folder` quantized as `quantization` says, with the LoRA `tensors` of `config` beside it, as trained.
 
     `weights` are the base's own, with the ten trained rows; `tensors` are named as PEFT stores them.
     """
 
     def __init__(
-        self, folder: Path, weights: Weights, quantization: params.Quantization, lora: LoraConfig, tensors: Any
+        self, folder: Path, weights: Weights, quantization: params.Quantization, config: LoraConfig, tensors: Any
     ) -> None:
         super().__init__(folder, weights, getattr(torch, quantization.bnb_4bit_compute_dtype))
         self._quantization, self._tensors = quantization, tensors
-        self._lora = copy.copy(lora)
+        self._lora = copy.copy(config)
         self._lora.trainable_token_indices = None  # the rows are in `weights`
         self._lora.init_lora_weights = True  # any that needs no decomposition: the values are replaced
 
@@ -171,3 +171,4 @@ class Adapted(Decoder):
                     places["lora_magnitude_vector"] = module.lora_magnitude_vector
                 for kind, place in places.items():
                     place["default"].weight.data = self._tensors[f"{stored}.{kind}"].to(self._device, torch.float32)
+        lora.install(layer)
