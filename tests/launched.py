@@ -100,12 +100,13 @@ def shard(folders: Folders, out: Path, settings: params.Finetune) -> dict[str, f
     from torch.distributed.tensor import DTensor
     from transformers import TrainingArguments
 
-    from wronai import qlora, tokens, training
+    from wronai import attention, lora, qlora, tokens, training
 
     tokenizer = tokens.load(folders[2])
     rows = tokens.read(folders[0] / "train.parquet").select(range(4))
     pad = tokenizer.pad_token_id
     base = qlora.load_quantized(folders[1], tokenizer, settings.quantization, 1)
+    base.activation_checkpointing_enable({"use_reentrant": False})  # as the Trainer does
     model = qlora.attach(base, tokenizer, settings)
     whole = training.mean_loss(model, rows, pad)
     arguments = TrainingArguments(str(out), use_cpu=True, **launch.arguments(model, settings.launch))
@@ -135,7 +136,10 @@ def shard(folders: Folders, out: Path, settings: params.Finetune) -> dict[str, f
     qlora.save(model, out / "adapter")
     torch.distributed.barrier()
     again = qlora.load_quantized(folders[1], tokenizer, settings.quantization, 1)
-    found["read back"] = training.mean_loss(PeftModel.from_pretrained(again, out / "adapter"), rows, pad)
+    again.set_attn_implementation(attention.NAME)
+    read = PeftModel.from_pretrained(again, out / "adapter")
+    lora.install(read)
+    found["read back"] = training.mean_loss(read, rows, pad)
     return found
 
 

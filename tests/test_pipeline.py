@@ -17,7 +17,7 @@ STAGES = list(GRAPH)
 MODULES = sorted(path.stem for path in (ROOT / "wronai").glob("*.py") if path.stem != "__init__")
 DOORS = {
     "mlflow": {"tracking"},
-    "peft": {"base", "qlora", "merging", "streamed", "training", "vocabulary"},
+    "peft": {"base", "lora", "qlora", "merging", "streamed", "training", "vocabulary"},
     "bitsandbytes": {"base", "qlora", "streamed", "training"},
     "daft": {"cleaning", "duplicates"},
     "lm_eval": {"scoring"},

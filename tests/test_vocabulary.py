@@ -334,7 +334,7 @@ def test_checkpointed_activations_change_nothing() -> None:
     model = adapted().train()
     expected = outcome(model)
     vocabulary.install(model)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     assert_near(outcome(model, use_cache=False), expected)
 
 
