@@ -148,3 +148,19 @@ def test_what_the_optimizer_and_peft_see_stays_the_same(base_folder: Path, token
     lora.install(model)
     lora.install(model)
     assert [(name, value.data_ptr(), value.requires_grad) for name, value in model.named_parameters()] == before
+
+
+def test_what_a_checkpointed_layer_computes_again_ends_before_its_last_product(
+    base_folder: Path, tokenizer: Any
+) -> None:
+    model = adapted(base_folder, tokenizer)
+    lora.install(model)
+    expected = outcome(model)
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    made: dict[str, int] = {}
+    for name in ("up_proj", "down_proj"):
+        projection = getattr(model.get_base_model().model.layers[1].mlp, name).base_layer
+        projection.register_forward_hook(lambda *_, at=name: made.update({at: made.get(at, 0) + 1}))
+    found = outcome(model)
+    assert made == {"up_proj": 2, "down_proj": 1}
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())

@@ -34,13 +34,18 @@ class Added:
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.disable_adapters or self.merged or args or kwargs or self.lora_variant:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc, no-any-return]
-        result = self.base_layer(x)
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                inputs = self.lora_dropout[name](x.to(result.dtype))
-                apply: Any = _AddLora.apply
-                result = apply(result, inputs, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
-        return result  # type: ignore[no-any-return]
+        parts = [
+            _lora(self.lora_dropout[name](x), self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+            for name in self.active_adapters
+            if name in self.lora_A
+        ]
+        # Last: what a checkpointed layer computes again ends with the last thing that is kept of it, so the product of
+        # its last matrix, a quarter of them all, is not made twice.
+        result: torch.Tensor = self.base_layer(x)
+        flat = result.reshape(-1, result.shape[-1])
+        for part in parts:
+            flat = part.add_(flat)
+        return flat.view(result.shape).to(result.dtype)
 
 
 class _Linear(Added, lora.Linear):  # type: ignore[misc]
@@ -68,26 +73,25 @@ class _Other8bitLt(Linear8bitLt):  # type: ignore[misc]
 _OWN = {lora.Linear: _Linear, Linear4bit: _Linear4bit, Linear8bitLt: _Linear8bitLt}
 
 
-class _AddLora(torch.autograd.Function):
-    """`result` + scaling · x Aᵀ Bᵀ. Every product is an `mm`, which `wronai.numerics` pins."""
+def _lora(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    apply: Any = _Lora.apply
+    return apply(x.reshape(-1, x.shape[-1]), a, b, scaling)  # type: ignore[no-any-return]
+
+
+class _Lora(torch.autograd.Function):
+    """scaling · x Aᵀ Bᵀ, in the precision of x (tokens, in). Every product is an `mm`, which `wronai.numerics` pins."""
 
     @staticmethod
-    def forward(
-        ctx: Any, result: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        middle = torch.mm(flat, a.to(x.dtype).t()).mul_(scaling)
+    def forward(ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+        middle = torch.mm(x, a.to(x.dtype).t()).mul_(scaling)
         ctx.scaling = scaling
         ctx.save_for_backward(x, middle, a, b)
-        return torch.mm(middle, b.to(x.dtype).t()).view(result.shape).add_(result)
+        return torch.mm(middle, b.to(x.dtype).t())
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, middle, a, b = ctx.saved_tensors
-        flat, slopes = x.reshape(-1, x.shape[-1]), slope.reshape(-1, slope.shape[-1])
-        inner = torch.mm(slopes, b.to(x.dtype)).mul_(ctx.scaling)
-        by_x = torch.mm(inner, a.to(x.dtype)).view(x.shape) if ctx.needs_input_grad[1] else None
-        by_a = torch.mm(inner.t(), flat).to(a.dtype)
-        by_b = torch.mm(slopes.t(), middle).to(b.dtype)
-        return slope, by_x, by_a, by_b, None
+        inner = torch.mm(slope, b.to(x.dtype)).mul_(ctx.scaling)
+        by_x = torch.mm(inner, a.to(x.dtype)) if ctx.needs_input_grad[0] else None
+        return by_x, torch.mm(inner.t(), x).to(a.dtype), torch.mm(slope.t(), middle).to(b.dtype), None
