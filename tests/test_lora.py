@@ -87,6 +87,23 @@ def test_in_16_bits_the_gradients_are_those_of_peft_to_their_rounding(base_folde
         assert off[0] < max(2 * off[1], 0.02), name
 
 
+def test_under_autocast_the_type_is_that_of_the_layer_and_the_gradients_are_near(
+    base_folder: Path, tokenizer: Any
+) -> None:
+    model = adapted(base_folder, tokenizer, "no bits")
+    exact = outcome(model)
+    lora.install(model)
+    projection = model.get_base_model().model.layers[0].mlp.up_proj
+    states = torch.randn(1, 8, tiny.SCRATCH.hidden_size)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert projection(states).dtype == projection.base_layer(states).dtype == torch.bfloat16
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does; the backward is outside
+    found = outcome(model)
+    for name, value in exact.items():
+        assert found[name].dtype == torch.float32
+        assert float((found[name] - value).norm() / value.norm()) < 0.05, name
+
+
 def test_the_input_is_kept_as_it_came_and_once(base_folder: Path, tokenizer: Any) -> None:
     model = adapted(base_folder, tokenizer, dtype="bfloat16")
     lora.install(model)

@@ -1,8 +1,8 @@
 """LoRA's part of a linear layer in one step, forward and backward, in the precision of the layer.
 
 PEFT's own forward copies the layer's output, scales LoRA's, adds the two into a third tensor, and outside of autocast
-lifts the input to float32 and keeps that for the backward, once for each of query, key and value. Here the
-layer's output is added to LoRA's, the scale goes onto the few columns between A and B, and the input stays as it is.
+lifts the input to float32 and keeps that for the backward, once for each of query, key and value. Here the layer's
+output is added to LoRA's, the scale goes onto the few columns between A and B, and the input stays as it is.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ _OWN = {lora.Linear: _Linear, Linear4bit: _Linear4bit, Linear8bitLt: _Linear8bit
 
 def _lora(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
     apply: Any = _Lora.apply
-    return apply(x.reshape(-1, x.shape[-1]), a, b, scaling)  # type: ignore[no-any-return]
+    with torch.autocast(x.device.type, enabled=False):  # else a product of float32 had another type than its gradient
+        return apply(x.reshape(-1, x.shape[-1]), a, b, scaling)  # type: ignore[no-any-return]
 
 
 class _Lora(torch.autograd.Function):
