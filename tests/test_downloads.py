@@ -531,9 +531,10 @@ def test_an_error_of_the_program_stops_all_transfers(folder: Path, said: list[st
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 from wronai.downloads import Remote, fetch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 url, sha256, other, folder = sys.argv[1:]
 files = [Remote("data", url + "/a.txt", sha256), Remote("data", other + "/b.txt", "0" * 64)]
 fetch(files, Path(folder), print)
