@@ -28,6 +28,8 @@ def serve(
     names: Mapping[str, str] | None = None,
     tokens: Sequence[str] | None = None,
     log: list[tuple[str, str, dict[str, str]]] | None = None,
+    others: Mapping[tuple[str, str], Path] | None = None,
+    moved: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """The address of a hub whose `repository`, of models and of data, holds the files of `folder` at `revision`.
 
@@ -36,9 +38,12 @@ def serve(
     `instead` come with other bytes, in `cuts` are cut off after so many bytes, once for each, in `stalls` stop coming
     after so many while the connection stays open, and in `gated` come only with the token "hf_right". `names` are
     branches and tags with their commits. A token that is not in `tokens`, if given, is unknown to it. Method, path and
-    headers of each request go to `log`.
+    headers of each request go to `log`. `others` are the folders of more repositories, and of more commits, by both;
+    `main` of a repository is its `revision`, or its first commit in `others`. `moved` are old names with the new ones.
     """
     closed = threading.Event()
+    stored = {(repository, revision): folder, **(others or {})}
+    mains = dict(reversed(stored))
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -46,30 +51,42 @@ def serve(
             if log is not None:
                 log.append((self.command, path, dict(self.headers.items())))
             token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            new = [
+                path.replace(f"/{old}", f"/{name}", 1)
+                for old, name in (moved or {}).items()
+                if f"/{old}/" in f"{path}/"
+            ]
             refused = [refusal for name, refusal in refusals.items() if f"/{name}/" in f"{path}/"]
             if token and tokens is not None and token not in tokens:
                 self._reply(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+            elif new:
+                self._reply(307, b"", {"Location": new[0]})
             elif refused:
                 status, code = refused[0]
                 self._reply(status, b"", {"X-Error-Code": code})
-            elif match := re.fullmatch(rf"/api/(?:models|datasets)/{repository}(?:/(tree|revision)/(.+))?", path):
-                kind, asked = match[1], match[2] or revision
+            elif (
+                match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(tree|revision)/(.+))?", path)
+            ) and match[1] in mains:
+                kind, asked = match[2], match[3] or mains[match[1]]
                 commit = (names or {}).get(asked, asked)
-                if commit != revision:
+                if (match[1], commit) not in stored:
                     self._reply(404, b"", {"X-Error-Code": "RevisionNotFound"})
                 else:
-                    about = {"id": repository, "sha": commit, "lastModified": DATE, "siblings": []}
-                    self._json(self._tree() if kind == "tree" else about)
-            elif match := re.fullmatch(rf"(?:/datasets)?/{repository}/resolve/{revision}/(.+)", path):
-                self._file(match[1])
+                    about = {"id": match[1], "sha": commit, "lastModified": DATE, "siblings": []}
+                    self._json(self._tree(stored[match[1], commit]) if kind == "tree" else about)
+            elif (
+                match := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([0-9a-f]+)/(.+)", path)
+            ) and match.group(1, 2) in stored:
+                self._file(stored[match.group(1, 2)], match[3], match[2])
             elif match := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
-                self._content(next(name for name in large if _sha256((folder / name).read_bytes()) == match[1]))
+                name = next(name for name in large if _sha256((folder / name).read_bytes()) == match[1])
+                self._content(folder, name, revision)
             else:
                 self._reply(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         do_HEAD = do_GET
 
-        def _tree(self) -> list[dict[str, object]]:
+        def _tree(self, folder: Path) -> list[dict[str, object]]:
             listed: list[dict[str, object]] = []
             for path in sorted(folder.rglob("*"), reverse=True):  # in no order to rely on
                 name = path.relative_to(folder).as_posix()
@@ -83,7 +100,7 @@ def serve(
                 listed.append(entry)
             return listed
 
-        def _file(self, name: str) -> None:
+        def _file(self, folder: Path, name: str, commit: str) -> None:
             if not (folder / name).is_file():
                 self._reply(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
@@ -94,12 +111,12 @@ def serve(
                 digest = _sha256((folder / name).read_bytes())
                 self._reply(302, b"", {"Location": f"/lfs/{digest}", "X-Linked-Etag": f'"{digest}"'})
             else:
-                self._content(name)
+                self._content(folder, name, commit)
 
-        def _content(self, name: str) -> None:
+        def _content(self, folder: Path, name: str, commit: str) -> None:
             content = (folder / name).read_bytes()
             etag = _sha256(content) if name in large else _blob(content)
-            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": revision}
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
             content = (instead or {}).get(name, content)
             status = 200
             if (asked := self.headers.get("Range")) and self.headers.get("If-Range", headers["ETag"]) == headers[
