@@ -5,9 +5,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types plan profile ui clean
+.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare ui clean
 help:  ## what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
 # The stamp holds the exact pins that were installed: a second call installs nothing.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -35,11 +35,17 @@ check: lint types test  ## ruff, mypy and pytest
 profile: $(INSTALLED)  ## NAME=mistral-7b: write profiles/NAME.yaml over params.yaml and show the difference
 	@python -m wronai.profiles $(NAME)
 
+benchmarks-fetch: $(INSTALLED)  ## the data sets of lm_eval's own tasks in evaluate.tasks, for evaluation without a network (MIRROR=folder: from there)
+	@python -m wronai.hub_benchmarks $(if $(MIRROR),--mirror $(MIRROR)) $(NAMES)
+
 plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GPU of that size (DEVICE=cpu: a machine)
 	@python -m wronai.planner $(if $(MEMORY),--memory $(MEMORY)) $(if $(DEVICE),--device $(DEVICE))
+
+compare: $(INSTALLED)  ## A=experiment [B=another]: their tuned models on the same items, with intervals; B is the workspace by default
+	@python -m wronai.experiments $(A) $(B)
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui
 
 clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
-	rm -rf .venv data/raw data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints
+	rm -rf .venv data/raw data/benchmarks data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints

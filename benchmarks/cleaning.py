@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from stages.clean_text import clean_text
 from wronai import (
+    benchmarks,
     contamination,
     corpus,
     decoding,
@@ -101,9 +102,9 @@ def steps(folder: Path, megabytes: float) -> None:
     rules = CONFIG.clean
     web = rules.rules.web
     shape = duplicates.MinHash(rules.minhash_bands, rules.minhash_rows, rules.minhash_ngram)
-    matcher = contamination.Matcher(
-        contamination.read_benchmarks(ROOT / CONFIG.evaluate.include_path, rules.contamination_ngram)
-    )
+    with tempfile.TemporaryDirectory(prefix="wronai-cleaning-") as work:
+        items = contamination.read_benchmarks(bundles(Path(work)), rules.contamination_ngram)
+    matcher = contamination.Matcher(items)
     print(f"{len(contents):,} documents, {size:.0f} MB, one thread\n\n| step | MB/s |\n| --- | ---: |")
     spent = 0.0
 
@@ -151,7 +152,14 @@ def steps(folder: Path, megabytes: float) -> None:
     print(f"| all of these | {size / spent:,.1f} |\n")
 
 
-def whole(raw: Path, clean: Path, runner: str) -> None:
+def bundles(folder: Path) -> Path:
+    """The benchmarks of params.yaml, made ready in `folder`: cleaning looks for their items."""
+    asked = CONFIG.evaluate
+    benchmarks.prepare(asked.tasks, ROOT / asked.include_path, ROOT / "data/downloads/benchmarks", folder)
+    return folder
+
+
+def whole(raw: Path, bundled: Path, clean: Path, runner: str) -> None:
     """Run `clean_text` and print its seconds and the most memory, as JSON."""
     peak = 0
     done = threading.Event()
@@ -166,7 +174,7 @@ def whole(raw: Path, clean: Path, runner: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
     rules = CONFIG.clean.model_copy(update={"runner": runner, "max_share_dropped": 1.0})
     began = time.perf_counter()
-    metrics = clean_text(raw, clean, rules, CONFIG.seed, ROOT / CONFIG.evaluate.include_path)
+    metrics = clean_text(raw, clean, rules, CONFIG.seed, bundled)
     seconds = time.perf_counter() - began
     done.set()
     print(json.dumps({"seconds": seconds, "peak": peak, "kept": metrics["documents"]["kept"]}))
@@ -184,6 +192,7 @@ def scale(folder: Path, sizes: list[float], runner: str, plot: Path | None) -> N
                 __file__,
                 "--measure",
                 str(work / "raw"),
+                str(bundles(work / "benchmarks")),
                 str(work / "clean"),
                 "--runner",
                 runner,
@@ -226,7 +235,7 @@ def main() -> None:
     parser.add_argument("--steps-only", action="store_true")
     parser.add_argument("--runner", choices=("native", "ray"), default="native")
     parser.add_argument("--plot", type=Path, help="write the sizes as an SVG here")
-    parser.add_argument("--measure", type=Path, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         whole(*asked.measure, asked.runner)

@@ -31,7 +31,7 @@ def measure(threads: int) -> None:
     numerics.choose("pinned")
     import torch
 
-    from wronai import base, merging, qlora, scoring, tokens
+    from wronai import base, merging, prefixes, qlora, tokens
 
     torch.set_num_threads(threads)
     numerics.deterministic("pinned", tiny.SEED)
@@ -57,8 +57,10 @@ def measure(threads: int) -> None:
             content = (out / f"{name}.safetensors").read_bytes()
             found[name.split("/")[0]] = hashlib.sha256(content).hexdigest()[:12]
         merged = base.load(out / "merged", torch.float32).eval()
-        ids = tokenizer.encode(texts[0], add_special_tokens=False)[:150]
-        found["nats"] = repr(scoring.nats(merged, [tokenizer.bos_token_id], ids, 64))
+        ids = [tokenizer.bos_token_id, *tokenizer.encode(texts[0], add_special_tokens=False)[:150]]
+        requests = [prefixes.Request(tuple(ids[:end]), 40) for end in (60, 90, 150)]  # as choices after one question
+        scores = prefixes.score(merged, requests, 128, prefixes.Batch(2), tiny.ignore)
+        found["nats"] = repr([score for score, _ in scores])
     print(json.dumps(found))
 
 

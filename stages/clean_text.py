@@ -125,7 +125,5 @@ def _counts(judged: cleaning.Judged) -> dict[str, Any]:
 
 if __name__ == "__main__":
     with tracking.stage("clean_text") as (config, report):
-        metrics = clean_text(
-            Path("data/raw"), Path("data/clean"), config.clean, config.seed, Path(config.evaluate.include_path)
-        )
+        metrics = clean_text(Path("data/raw"), Path("data/clean"), config.clean, config.seed, Path("data/benchmarks"))
         report(metrics)

@@ -1,107 +1,201 @@
-"""Compare the tuned model with its base: benchmarks, bits per byte on held-out text, and answers to read."""
+"""Decide where the tuned model is better than its base, and where it is not: paired differences with intervals."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wronai import corpus, numerics, params, tracking
+import pandas as pd
+
+from wronai import comparison, tracking
+
+MODELS = ("base", "merged")
 
 
 def evaluate_benchmarks(
-    base: Path, merged: Path, clean: Path, settings: params.Evaluate, seed: int, scores: Path, samples: Path
+    scores: Path, tasks: Sequence[str], resamples: int, seed: int, samples: Path, differences: Path
 ) -> dict[str, Any]:
-    """Score the models in the folders `base` and `merged`, and write the answers to read to the JSON Lines `samples`.
+    """Compare what score_text and score_benchmarks left below `scores` for the base and for the tuned model.
 
-    Every single score of both goes to the folder `scores`: benchmarks, documents and answers, each a Parquet file.
-    The tuned model is asked in the WronAI format by its own chat template, the base in plain text. One model is held at
-    a time. Raises ValueError if there is nothing held out to score them on.
+    Answers to read go to the JSON Lines `samples`, every difference with its interval to the CSV file `differences`.
+    What is left of entries that `tasks` no longer names is removed. With a limit on the items, all that was found
+    stands under "partial". Raises FileNotFoundError for scores that are not there.
     """
-    import torch
+    _forget(scores, tasks)
+    base, tuned = ([_read(scores / model / task) for task in tasks] for model in MODELS)
+    text = {model: _text(scores / model / "text") for model in MODELS}
+    told = {name: entry for _, summary in tuned for name, entry in summary.items()}
+    frames = [pd.concat([frame for frame, _ in of_model], ignore_index=True) for of_model in (base, tuned)]
+    compared, leading = _benchmarks(frames[0], frames[1], told, resamples, seed)
+    bits = _bits(text["base"][0], text["merged"][0], resamples, seed)
+    bits["documents_xz"] = text["base"][2]["xz_bits_per_byte"]
+    mean = comparison.compare_mean(leading, resamples, seed) if leading else None
+    found = {
+        "bits_per_byte": bits,
+        "benchmarks": compared,
+        **({"mean": mean} if mean else {}),
+        "tasks": told,
+        "generations": _generations(text["merged"][1]),
+        "verdict": comparison.overall(
+            [
+                bits["answers"]["verdict"],
+                bits["documents"]["verdict"],
+                *([bits["help_of_question"]["verdict"]] if "help_of_question" in bits else []),
+                *([mean["verdict"]] if mean else []),
+            ]
+        ),
+    }
+    _write_samples(text["base"][1], text["merged"][1], samples)
+    _write_differences(found, differences)
+    partial = text["base"][2]["partial"] or any(entry["items"] < entry["items_of_task"] for entry in told.values())
+    return {"partial": found} if partial else found
 
-    from wronai import base as base_model
-    from wronai import scoring, tokens
 
-    documents = corpus.read_table(clean / "documents" / "test.parquet", corpus.DOCUMENTS, "clean_text")
-    examples = corpus.read_table(clean / "instructions" / "test.parquet", corpus.INSTRUCTIONS, "clean_text")
-    if not documents or not examples:
-        raise ValueError(
-            f"{clean}: {len(documents)} documents and {len(examples)} instructions in the test split; evaluation needs "
-            "some of both: raise clean.share_test, or add sources"
+def _forget(scores: Path, tasks: Sequence[str]) -> None:
+    for model in MODELS:
+        for folder in sorted((scores / model).iterdir()) if (scores / model).is_dir() else []:
+            if folder.name not in (*tasks, "text"):
+                print(f"{folder}: of no entry of evaluate.tasks any more; removed", flush=True)
+                shutil.rmtree(folder)
+
+
+def _read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(f"{folder}: no scores; the stage score_benchmarks writes them")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return pd.read_parquet(folder / "scores.parquet"), summary
+
+
+def _text(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(f"{folder}: no scores; the stage score_text writes them")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return pd.read_parquet(folder / "text.parquet"), pd.read_parquet(folder / "answers.parquet"), summary
+
+
+def _benchmarks(
+    base: pd.DataFrame, tuned: pd.DataFrame, told: dict[str, Any], resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """By task and metric the comparison of the base in plain text with the tuned model in the WronAI format.
+
+    And for each task whose leading metric is a share of which more is better, the frame of that metric.
+    """
+    found: dict[str, Any] = {}
+    leading: dict[str, pd.DataFrame] = {}
+    own = tuned[tuned["format"] == "wronai"]
+    both = comparison.paired(base.drop(columns="format"), own.drop(columns="format"), ["task", "metric", "item"])
+    for key, frame in both.groupby(["task", "metric"]):
+        task, metric = (str(part) for part in key)
+        better = told[task]["higher_is_better"].get(metric, True)
+        entry = comparison.compare(frame, resamples, seed, f"{task} {metric}", higher_is_better=better)
+        in_plain = tuned[(tuned["format"] == "plain") & (tuned["task"] == task) & (tuned["metric"] == metric)]
+        if len(in_plain):
+            entry["tuned_plain"] = float(in_plain["value"].mean())
+        found.setdefault(task, {})[metric] = entry
+        shares = bool(frame[["value_base", "value_tuned"]].to_numpy().min() >= 0) and bool(
+            frame[["value_base", "value_tuned"]].to_numpy().max() <= 1
         )
-    for path in (base, merged):
-        base_model.check(path)  # before hours go into the first of the two
-    asked = scoring.sample(examples, settings.generations, seed)
-    items, on_documents, on_answers, answers, tokenizers = {}, {}, {}, {}, {}
-    for name, path in (("base", base), ("tuned", merged)):
-        print(f"evaluating the {name} model", flush=True)
-        chat = name == "tuned"
-        tokenizer = tokenizers[name] = tokens.load(path)
-        model = base_model.load(path, getattr(torch, settings.dtype), device=base_model.device()).eval()
-        items[name] = scoring.benchmarks(model, tokenizer, settings, seed, chat=chat)
-        on_documents[name] = scoring.score_documents(model, tokenizer, documents, settings.max_length)
-        on_answers[name] = scoring.score_answers(model, tokenizer, examples, settings.max_length, chat=chat)
-        questions = [(example["messages"][:1], example["register"]) for example in asked]
-        if not chat:
-            questions = questions[: settings.samples]  # to read beside the tuned ones; a base has nothing to close
-        prompts = [scoring.asked(tokenizer, turns, register, chat=chat) for turns, register in questions]
-        answers[name] = scoring.answer(model, tokenizer, prompts, settings, seed)
-        del model
-    before, after = (
-        [tokenizers[name].decode(ids, skip_special_tokens=True) for ids in answers[name]] for name in answers
+        if metric == told[task]["leading"] and better and shares:
+            leading[task] = frame
+    return found, leading
+
+
+def _bits(base: pd.DataFrame, tuned: pd.DataFrame, resamples: int, seed: int) -> dict[str, Any]:
+    """Bits per byte of held-out answers, each model in its own format, and of documents and retention by source."""
+
+    def part(frame: pd.DataFrame, kind: str, format_: str) -> pd.DataFrame:
+        return frame[(frame["kind"] == kind) & (frame["format"] == format_)]
+
+    def compared(before: pd.DataFrame, after: pd.DataFrame, name: str) -> dict[str, Any]:
+        columns = ["id", "nats", "bytes"]
+        return comparison.compare_bits(before[columns], after[columns], resamples, seed, name)
+
+    found: dict[str, Any] = {}
+    for kind, format_ in (("answers", "wronai"), ("documents", "plain"), ("retention", "plain")):
+        before, after = part(base, kind, "plain"), part(tuned, kind, format_)
+        found[kind] = compared(before, after, kind)
+        found[kind]["by_source"] = {
+            str(source): compared(of_source, after[after["source"] == source], f"{kind} {source}")
+            for source, of_source in before.groupby("source")
+        }
+    own, others = (
+        (part(base, kind, "plain"), part(tuned, kind, "wronai")) for kind in ("answers", "answers to others")
     )
-    closed = [
-        scoring.is_closed(ids, tokenizers["tuned"], example["register"])
-        for ids, example in zip(answers["tuned"], asked, strict=True)
-    ]
-    samples.parent.mkdir(parents=True, exist_ok=True)
-    with samples.open("w", encoding="utf-8") as file:
-        for example, of_base, of_tuned, is_closed in zip(asked, before, after, closed, strict=False):
-            row = {
-                "id": example["id"],
-                "register": example["register"],
-                "question": example["messages"][0]["content"],
-                "reference": example["messages"][1]["content"],
-                "tuned": of_tuned,
-                "closed": is_closed,
-                "base": of_base,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    scores.mkdir(parents=True, exist_ok=True)
-    for kind, found, on in (
-        ("benchmarks", items, ["task", "item", "metric"]),
-        ("documents", on_documents, ["id", "bytes"]),
-        ("answers", on_answers, ["id", "bytes"]),
-    ):
-        scoring.paired(found["base"], found["tuned"], on).to_parquet(scores / f"{kind}.parquet", index=False)
-    bits = {
-        kind: scoring.compare_bits(found["base"], found["tuned"], settings.bootstrap_resamples, seed)
-        for kind, found in (("documents", on_documents), ("answers", on_answers))
-    }
-    lengths = [len(ids) for ids in answers["tuned"]]
+    if len(others[0]):
+        found["help_of_question"] = comparison.compare_help(own, others, resamples, seed)
+    plain = part(tuned, "answers", "plain")
+    found["answers"]["tuned_plain"] = comparison.bits_per_byte(plain["nats"], plain["bytes"])
+    return found
+
+
+def _generations(answers: pd.DataFrame) -> dict[str, Any]:
+    """How the tuned model's answers to held-out questions end, as it would be asked and at temperature zero."""
+    own, greedy = (answers[answers["way"] == way] for way in ("own", "own greedy"))
     return {
-        "benchmarks": scoring.compare(items["base"], items["tuned"]),
-        "num_fewshot": settings.num_fewshot,
-        "bits_per_byte": {**bits, "documents_xz": scoring.xz_bits_per_byte(row["text"] for row in documents)},
-        "generations": {
-            "answers": len(asked),
-            "closed": sum(closed) / len(closed),
-            "mean_tokens": sum(lengths) / len(lengths),
-        },
+        "answers": len(own),
+        "closed": float(own["closed"].mean()),
+        "closed_greedy": float(greedy["closed"].mean()),
+        "ended_greedy": float(greedy["ended"].mean()),
+        "mean_tokens": float(own["tokens"].mean()),
     }
+
+
+def _write_samples(base: pd.DataFrame, tuned: pd.DataFrame, path: Path) -> None:
+    """Each question with the tuned model's answers in its own register, formal and informal, and the base's."""
+    said = {way: rows.set_index("id") for way, rows in pd.concat([base, tuned], ignore_index=True).groupby("way")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for row in base.to_dict("records"):
+            name = row["id"]
+            line = {
+                "id": name,
+                "register": row["register"],
+                "question": row["question"],
+                "reference": row["reference"],
+                "tuned": said["own"].at[name, "answer"],
+                "closed": bool(said["own"].at[name, "closed"]),
+                "formal": said["formal"].at[name, "answer"],
+                "informal": said["informal"].at[name, "answer"],
+                "base": row["answer"],
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_differences(found: dict[str, Any], path: Path) -> None:
+    """A row for each difference: what, metric, both models, the difference, its interval and the verdict."""
+    rows = [
+        {"name": f"{what} {metric}", "what": what, "metric": metric, **entry}
+        for what, metric, entry in [
+            *(
+                (kind, "bits_per_byte", found["bits_per_byte"][kind])
+                for kind in ("documents", "answers", "help_of_question", "retention")
+                if kind in found["bits_per_byte"]
+            ),
+            *([("mean", "leading", found["mean"])] if "mean" in found else []),
+            *(
+                (task, metric, entry)
+                for task, by_metric in sorted(found["benchmarks"].items())
+                for metric, entry in sorted(by_metric.items())
+            ),
+        ]
+    ]
+    columns = ["name", "what", "metric", "base", "tuned", "difference", "difference_low", "difference_high", "verdict"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows)[columns].to_csv(path, index=False)
 
 
 if __name__ == "__main__":
     with tracking.stage("evaluate_benchmarks") as (config, report):
-        numerics.deterministic(config.numerics, config.seed)
-        metrics = evaluate_benchmarks(
-            Path("models/base"),
-            Path("models/merged"),
-            Path("data/clean"),
-            config.evaluate,
-            config.seed,
-            Path("data/scores"),
-            Path("metrics/samples.jsonl"),
+        report(
+            evaluate_benchmarks(
+                Path("data/scores"),
+                config.evaluate.tasks,
+                config.evaluate.bootstrap_resamples,
+                config.seed,
+                Path("metrics/samples.jsonl"),
+                Path("metrics/differences.csv"),
+            )
         )
-        report(metrics)

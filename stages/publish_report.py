@@ -9,19 +9,23 @@ from wronai import report as reporting
 
 
 def publish_report(metrics: Path, config: params.Params, stages: list[str], out: Path) -> None:
-    """Write report.md, loss_curve.svg and the self-contained index.html to `out`, from the files in `metrics`."""
+    """Write report.md with its pictures and the self-contained index.html to `out`, from the files in `metrics`."""
     found = reporting.read(metrics, stages)
     markdown = reporting.markdown(found, config)
-    curve = reporting.loss_curve(metrics / "loss_curve.csv")
+    pictures = {
+        "loss_curve.svg": reporting.loss_curve(metrics / "loss_curve.csv"),
+        "differences.svg": reporting.differences(metrics / "differences.csv"),
+    }
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.md").write_text(markdown, encoding="utf-8")
-    (out / "loss_curve.svg").write_text(curve, encoding="utf-8")
-    (out / "index.html").write_text(reporting.page(markdown, curve), encoding="utf-8")
+    for name, picture in pictures.items():
+        (out / name).write_text(picture, encoding="utf-8")
+    (out / "index.html").write_text(reporting.page(markdown, pictures), encoding="utf-8")
 
 
 if __name__ == "__main__":
     with tracking.stage("publish_report") as (config, report):
-        graph = {name: entry.sections for name, entry in tracking.declared(Path("dvc.yaml")).items()}
-        measured = [name for name in graph if name != "publish_report"]
-        publish_report(Path("metrics"), config, measured, Path("report"))
-        report.parent(Path("metrics"), {name: graph[name] for name in measured})
+        stages = tracking.made(Path("dvc.yaml"), config)
+        del stages["publish_report"]
+        publish_report(Path("metrics"), config, [name for name in stages if "@" not in name], Path("report"))
+        report.parent(stages)

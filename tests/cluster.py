@@ -1,6 +1,6 @@
 """Clean `raw` into `clean` on a Ray cluster of two workers on this machine; with `lose`, one of them dies on the way.
 
-A program of its own, since a process has one runner: `python tests/cluster.py raw clean [lose]`.
+A program of its own, since a process has one runner: `python tests/cluster.py raw bundles clean [lose]`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from wronai import corpus, params
 ROOT = Path(__file__).parent.parent
 
 
-def main(raw: Path, clean: Path, lose: bool) -> None:
+def main(raw: Path, bundles: Path, clean: Path, lose: bool) -> None:
     config = params.load(ROOT / "params.yaml")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
@@ -32,9 +32,9 @@ def main(raw: Path, clean: Path, lose: bool) -> None:
 
     corpus.SortedRuns.add = add_and_lose  # type: ignore[method-assign]
     rules = config.clean.model_copy(update={"runner": "ray", "ray_address": cluster.address})
-    clean_text(raw, clean, rules, config.seed, ROOT / config.evaluate.include_path)
+    clean_text(raw, clean, rules, config.seed, bundles)
     print(f"{batches} batches")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), "lose" in sys.argv[3:])
+    main(*map(Path, sys.argv[1:4]), lose="lose" in sys.argv[4:])

@@ -125,6 +125,18 @@ def merged_folder(
     return folder
 
 
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundles of the benchmarks that the embedded default names."""
+    from wronai import benchmarks, params
+
+    root = Path(__file__).parent.parent
+    settings = params.load(root / "params.yaml").evaluate
+    folder = tmp_path_factory.mktemp("benchmarks")
+    benchmarks.prepare(settings.tasks, root / settings.include_path, folder / "fetched", folder / "bundles")
+    return folder / "bundles"
+
+
 @pytest.fixture
 def base_copy(tmp_path: Path, base_folder: Path) -> Path:
     """A copy of the base to damage."""

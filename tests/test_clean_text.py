@@ -1,14 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from stages.clean_text import clean_text
 from stages.download_corpus import download_corpus
 from wronai import corpus, params, personal_data
 
-BENCHMARKS = Path("data/sample/benchmarks")
 EXPECTED: dict[str, dict[str, Any]] = json.loads(Path("data/sample/dirty/expected.json").read_text(encoding="utf-8"))
 
 
@@ -18,12 +19,14 @@ def config() -> params.Params:
 
 
 @pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory, config: params.Params) -> tuple[Path, dict[str, Any]]:
+def sample(
+    tmp_path_factory: pytest.TempPathFactory, config: params.Params, bundles: Path
+) -> tuple[Path, dict[str, Any]]:
     """The embedded sample, downloaded and cleaned with the parameters of the project; and the metrics."""
     folder = tmp_path_factory.mktemp("sample")
     sources = [source for source in config.data.sources if source.kind == "embedded"]
     download_corpus(sources, folder / "raw", folder / "downloads", lambda line: None)
-    return folder, clean_text(folder / "raw", folder / "clean", config.clean, config.seed, BENCHMARKS)
+    return folder, clean_text(folder / "raw", folder / "clean", config.clean, config.seed, bundles)
 
 
 def kept(folder: Path, role: str) -> dict[str, corpus.Row]:
@@ -76,13 +79,30 @@ def test_the_metrics_add_up(sample: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_a_second_run_gives_the_same_bytes(
-    sample: tuple[Path, dict[str, Any]], config: params.Params, tmp_path: Path
+    sample: tuple[Path, dict[str, Any]], config: params.Params, bundles: Path, tmp_path: Path
 ) -> None:
     folder, metrics = sample
-    assert clean_text(folder / "raw", tmp_path, config.clean, config.seed, BENCHMARKS) == metrics
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    assert len(files) == 8
-    assert [(tmp_path / file).read_bytes() for file in files] == [(folder / "clean" / f).read_bytes() for f in files]
+    assert clean_text(folder / "raw", tmp_path, config.clean, config.seed, bundles) == metrics
+    assert len(contents(tmp_path)) == 8
+    assert contents(tmp_path) == contents(folder / "clean")
+
+
+def test_a_benchmark_more_that_no_text_quotes_changes_no_byte_of_the_clean_text(
+    sample: tuple[Path, dict[str, Any]], config: params.Params, bundles: Path, tmp_path: Path
+) -> None:
+    folder, metrics = sample
+    more = shutil.copytree(bundles, tmp_path / "bundles")
+    tiny.bundle(more, "zagadki", [{"text": "Co to jest: ma cztery nogi, jedno oparcie, a nigdy jeszcze nie usiadło?"}])
+    found = clean_text(folder / "raw", tmp_path / "clean", config.clean, config.seed, more)
+    added = {"items": 1, "items_too_short": 0, "documents": 0, "instructions": 0}
+    assert found["contamination"].pop("zagadki") == added
+    assert found == metrics
+    assert contents(tmp_path / "clean") == contents(folder / "clean")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_page_to_judge_the_rules_by_shows_each_reason(sample: tuple[Path, dict[str, Any]]) -> None:
@@ -114,34 +134,36 @@ def write_raw(folder: Path, *texts: str) -> Path:
     return folder
 
 
-def test_dropping_more_than_allowed_fails_with_the_numbers(tmp_path: Path, config: params.Params) -> None:
+def test_dropping_more_than_allowed_fails_with_the_numbers(
+    tmp_path: Path, config: params.Params, bundles: Path
+) -> None:
     raw = write_raw(tmp_path / "raw", PROSE, "Za krótkie.", "To też.")
     with pytest.raises(
         ValueError, match=r"clean.max_share_dropped is 0.5, .* 2 of 3 documents \(0.667\); .* too_short \(2\)"
     ):
-        clean_text(raw, tmp_path / "clean", config.clean, 42, BENCHMARKS)
+        clean_text(raw, tmp_path / "clean", config.clean, 42, bundles)
 
 
-def test_keeping_nothing_fails_whatever_share_is_allowed(tmp_path: Path, config: params.Params) -> None:
+def test_keeping_nothing_fails_whatever_share_is_allowed(tmp_path: Path, config: params.Params, bundles: Path) -> None:
     raw = write_raw(tmp_path / "raw", "Za krótkie.")
     lenient = config.clean.model_copy(update={"max_share_dropped": 1.0})
     with pytest.raises(ValueError, match=r"dropped 1 of 1 documents"):
-        clean_text(raw, tmp_path / "clean", lenient, 42, BENCHMARKS)
+        clean_text(raw, tmp_path / "clean", lenient, 42, bundles)
 
 
-def test_no_documents_at_all_fail(tmp_path: Path, config: params.Params) -> None:
+def test_no_documents_at_all_fail(tmp_path: Path, config: params.Params, bundles: Path) -> None:
     raw = write_raw(tmp_path / "raw")
     with pytest.raises(ValueError, match=r"holds no documents: expected a source of data.sources to give some"):
-        clean_text(raw, tmp_path / "clean", config.clean, 42, BENCHMARKS)
+        clean_text(raw, tmp_path / "clean", config.clean, 42, bundles)
 
 
-def test_a_failed_cleaning_writes_nothing(tmp_path: Path, config: params.Params) -> None:
+def test_a_failed_cleaning_writes_nothing(tmp_path: Path, config: params.Params, bundles: Path) -> None:
     raw = write_raw(tmp_path / "raw", "Za krótkie.")
     with pytest.raises(ValueError, match="too_short"):
-        clean_text(raw, tmp_path / "clean", config.clean, 42, BENCHMARKS)
+        clean_text(raw, tmp_path / "clean", config.clean, 42, bundles)
     assert not (tmp_path / "clean").exists()
 
 
-def test_missing_input_names_the_stage_that_makes_it(tmp_path: Path, config: params.Params) -> None:
+def test_missing_input_names_the_stage_that_makes_it(tmp_path: Path, config: params.Params, bundles: Path) -> None:
     with pytest.raises(FileNotFoundError, match="the stage download_corpus makes it"):
-        clean_text(tmp_path, tmp_path / "clean", config.clean, 42, BENCHMARKS)
+        clean_text(tmp_path, tmp_path / "clean", config.clean, 42, bundles)

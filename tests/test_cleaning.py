@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prose import PROSE, VERSE
@@ -56,7 +57,7 @@ def rules() -> params.Clean:
 
 @pytest.fixture
 def documents(tmp_path: Path, rules: params.Clean) -> Runner:
-    def run(*found: str | corpus.Document, benchmark: str = "", **changes: Any) -> Outcome:
+    def run(*found: str | corpus.Document, benchmark: Sequence[dict[str, Any]] = (), **changes: Any) -> Outcome:
         items = [document(f"s/{i}", item) if isinstance(item, str) else item for i, item in enumerate(found)]
         folder = fresh(tmp_path)
         cleaner = cleaner_of(folder, rules, benchmark, changes)
@@ -69,7 +70,7 @@ def documents(tmp_path: Path, rules: params.Clean) -> Runner:
 
 @pytest.fixture
 def instructions(tmp_path: Path, rules: params.Clean) -> Runner:
-    def run(*found: corpus.Instruction, benchmark: str = "", **changes: Any) -> Outcome:
+    def run(*found: corpus.Instruction, benchmark: Sequence[dict[str, Any]] = (), **changes: Any) -> Outcome:
         folder = fresh(tmp_path)
         cleaner = cleaner_of(folder, rules, benchmark, changes)
         raw = raw_of(folder, found, corpus.INSTRUCTIONS)
@@ -92,11 +93,13 @@ def fresh(tmp_path: Path) -> Path:
     return folder
 
 
-def cleaner_of(folder: Path, rules: params.Clean, benchmark: str, changes: dict[str, Any]) -> cleaning.Cleaner:
+def cleaner_of(
+    folder: Path, rules: params.Clean, benchmark: Sequence[dict[str, Any]], changes: dict[str, Any]
+) -> cleaning.Cleaner:
     items = []
     if benchmark:
-        (folder / "reading.jsonl").write_text(benchmark, encoding="utf-8")
-        items = contamination.read_benchmarks(folder, rules.contamination_ngram)
+        tiny.bundle(folder / "benchmarks", "reading", benchmark)
+        items = contamination.read_benchmarks(folder / "benchmarks", rules.contamination_ngram)
     return cleaning.Cleaner(rules.model_copy(update=changes), 42, contamination.Matcher(items))
 
 
@@ -229,7 +232,7 @@ def test_the_order_of_input_changes_no_result(documents: Runner, order: list[int
     assert documents(*(document(f"s/{number}", TEXTS[number]) for number in order)) == expected
 
 
-QUOTED = f'{{"passage": "{" ".join(PROSE.split()[10:25]).upper()}", "answer": 1}}\n{{"passage": "Za krótkie."}}\n'
+QUOTED = [{"passage": " ".join(PROSE.split()[10:25]).upper(), "answer": 1}, {"passage": "Za krótkie.", "answer": 0}]
 
 
 def test_a_document_that_quotes_a_benchmark_is_rejected(documents: Runner) -> None:

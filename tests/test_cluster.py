@@ -34,10 +34,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def native(raw: Path) -> dict[str, bytes]:
+def native(raw: Path, bundles: Path) -> dict[str, bytes]:
     config = params.load(ROOT / "params.yaml")
     clean = raw.with_name("native")
-    clean_text(raw, clean, config.clean, config.seed, ROOT / config.evaluate.include_path)
+    clean_text(raw, clean, config.clean, config.seed, bundles)
     return contents(clean)
 
 
@@ -46,20 +46,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def on_cluster(raw: Path, clean: Path, *arguments: str) -> str:
-    command = [sys.executable, str(ROOT / "tests" / "cluster.py"), str(raw), str(clean), *arguments]
+def on_cluster(raw: Path, bundles: Path, clean: Path, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "tests" / "cluster.py"), str(raw), str(bundles), str(clean), *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "no_proxy": "*"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_a_cluster_gives_the_same_bytes(raw: Path, native: dict[str, bytes], tmp_path: Path) -> None:
-    on_cluster(raw, tmp_path / "clean")
+def test_a_cluster_gives_the_same_bytes(raw: Path, bundles: Path, native: dict[str, bytes], tmp_path: Path) -> None:
+    on_cluster(raw, bundles, tmp_path / "clean")
     assert contents(tmp_path / "clean") == native
 
 
-def test_a_worker_that_dies_on_the_way_changes_nothing(raw: Path, native: dict[str, bytes], tmp_path: Path) -> None:
-    said = on_cluster(raw, tmp_path / "clean", "lose")
+def test_a_worker_that_dies_on_the_way_changes_nothing(
+    raw: Path, bundles: Path, native: dict[str, bytes], tmp_path: Path
+) -> None:
+    said = on_cluster(raw, bundles, tmp_path / "clean", "lose")
     assert "a worker is gone after 2 batches" in said
     assert contents(tmp_path / "clean") == native

@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +22,8 @@ TALE = (
 WORDS = TALE.split()
 
 
-def benchmark(folder: Path, *items: Any, name: str = "czytanie", n: int = 13) -> Benchmark:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(item) for item in items), encoding="utf-8")
+def benchmark(folder: Path, *items: dict[str, Any], name: str = "czytanie", n: int = 13) -> Benchmark:
+    tiny.bundle(folder, name, items)
     return next(found for found in contamination.read_benchmarks(folder, n) if found.name == name)
 
 
@@ -130,19 +131,38 @@ def test_counts_equal_those_of_comparing_tuples_of_words(
     assert Matcher(benchmarks).shared(pa.array(keys, pa.string())) == [dict(+counter) for counter in expected]
 
 
-def test_a_folder_without_benchmarks_fails(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"evaluate.include_path\) holds no .jsonl file"):
+def test_a_folder_without_bundles_fails(tmp_path: Path) -> None:
+    (tmp_path / "czytanie.jsonl").write_text(json.dumps({"text": TALE}), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"holds no bundle .*; prepare_benchmarks makes them$"):
         contamination.read_benchmarks(tmp_path, 13)
 
 
-@pytest.mark.parametrize("line", [b"[1]", b"{", b'{"text": "\xb3"}', b"7"])
-def test_a_line_that_is_no_object_fails(line: bytes, tmp_path: Path) -> None:
-    (tmp_path / "czytanie.jsonl").write_bytes(b'{"text": "tak"}\n\n' + line)
-    with pytest.raises(ValueError, match=r"czytanie.jsonl line 3 is no JSON object .*evaluate.include_path"):
-        contamination.read_benchmarks(tmp_path, 13)
+def test_every_task_of_every_bundle_is_read_by_its_name(tmp_path: Path) -> None:
+    tiny.bundle(tmp_path, "zagadki", [{"text": " ".join(WORDS[13:26])}])
+    tiny.bundle(tmp_path, "czytanie", [{"text": " ".join(WORDS[:13])}])
+    (tmp_path / "zagadki" / "czytanki").mkdir()
+    shutil.copyfile(tmp_path / "czytanie/czytanie/test.parquet", tmp_path / "zagadki/czytanki/validation.parquet")
+    tasks = {"zagadki": {"asked": "test"}, "czytanki": {"asked": "validation"}}
+    (tmp_path / "zagadki" / "bundle.json").write_text(json.dumps({"tasks": tasks}), encoding="utf-8")
+    found = contamination.read_benchmarks(tmp_path, 13)
+    assert [item.name for item in found] == ["czytanie", "czytanki", "zagadki"]
+    assert Matcher(found).shared(pa.array([TALE])) == [{"czytanie": 1, "czytanki": 1, "zagadki": 1}]
 
 
-def test_half_a_surrogate_pair_parts_words(tmp_path: Path) -> None:
-    text = " ".join(WORDS[:8])
-    found = benchmark(tmp_path, {"text": text.replace(" ", "\ud800", 1), "other": [3, None, {"text": TALE}]})
-    assert found.texts == (text,)
+def test_only_the_split_that_is_asked_counts(tmp_path: Path) -> None:
+    tiny.bundle(tmp_path, "czytanie", [{"text": TALE}])
+    asked = tmp_path / "czytanie/czytanie/test.parquet"
+    asked.rename(asked.with_name("train.parquet"))
+    assert shared(benchmark(tmp_path, {"text": "Za krótkie."}), TALE) == [{}]
+
+
+def test_the_turns_of_a_conversation_count_as_texts_of_the_item(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Co było w izbie?"}, {"role": "assistant", "content": " ".join(WORDS[5:20])}]
+    found = benchmark(tmp_path, {"id": "a", "turns": turns}, {"id": "b", "turns": turns[:1]})
+    assert (found.items, found.items_too_short) == (2, 1)
+    assert shared(found, TALE) == [{"czytanie": 3}]
+
+
+def test_numbers_and_empty_fields_are_no_texts(tmp_path: Path) -> None:
+    item = {"text": TALE, "answer": 1, "note": None, "about": {"kind": "proza", "pages": [3, 4]}}
+    assert len(benchmark(tmp_path, item).texts) == 1

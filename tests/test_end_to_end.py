@@ -15,7 +15,6 @@ from ruamel.yaml import YAML
 from wronai import params, tracking
 
 ROOT = Path(__file__).parent.parent
-STAGES = list(tracking.declared(ROOT / "dvc.yaml"))
 SMALLER = {
     "model": {
         "scratch": {
@@ -28,8 +27,25 @@ SMALLER = {
         }
     },
     "finetune": {"max_steps": 12, "eval_steps": 5, "save_steps": 5},
-    "evaluate": {"tasks": ["wronai_grammar", "wronai_topic"], "generations": 4, "samples": 2, "max_new_tokens": 24},
+    "evaluate": {"tasks": ["language"], "answers": {"generations": 4, "samples": 2, "max_new_tokens": 24}},
 }
+ITEMS = 16  # of each benchmark; evaluate.limit would mark every number as partial
+RIDDLES = """\
+task: riddles
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: benchmarks/tasks/riddles/riddles.jsonl
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list:
+  - metric: acc
+metadata:
+  version: 1.0
+"""
 
 
 def overlay(values: dict, smaller: Mapping) -> None:
@@ -50,12 +66,17 @@ def run(clone: Path, *command: str, **environment: str) -> str:
 
 
 def ran(output: str) -> list[str]:
-    """The stages that a dvc command executed, in their order."""
+    """The stages that a dvc command executed, in their order, those with a matrix once for each instance."""
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")]
 
 
+def graph(clone: Path) -> list[str]:
+    """Every stage of the clone, by name, those with a matrix once for each instance."""
+    return sorted(tracking.made(clone / "dvc.yaml", params.load(clone / "params.yaml")))
+
+
 def copy(target: Path) -> Path:
-    """A repository with the project's files as they are now, and parameters that make it small."""
+    """A repository with the project's files as they are now, and parameters and benchmarks that make it small."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -67,6 +88,8 @@ def copy(target: Path) -> Path:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, target / name)
+    for path in (target / "benchmarks/tasks").rglob("*.jsonl"):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:ITEMS]))
     (target / "dvc.lock").unlink(missing_ok=True)
     shutil.rmtree(target / "metrics", ignore_errors=True)
     yaml = YAML()
@@ -116,12 +139,15 @@ def runs(clone: Path, kind: str) -> list:
 
 def test_every_stage_runs_and_leaves_what_it_promises(reproduced: tuple[Path, str]) -> None:
     clone, output = reproduced
-    assert ran(output) == STAGES
+    assert sorted(ran(output)) == graph(clone)
+    assert {"score_text@base", "score_benchmarks@base-language", "score_benchmarks@merged-language"} < {*ran(output)}
     for out in ("models/merged/model.safetensors", "models/merged/chat_template.jinja", "report/index.html"):
         assert (clone / out).stat().st_size > 0
     measured = json.loads((clone / "metrics/merge_adapters.json").read_text())
     assert measured["parity"]["equal_next_tokens"] >= 0.99
     assert len((clone / "metrics/samples.jsonl").read_text().splitlines()) == 2
+    compared = json.loads((clone / "metrics/evaluate_benchmarks.json").read_text())
+    assert "partial" not in compared and "wronai_grammar" in compared["benchmarks"]
 
 
 def test_the_stages_say_nothing_of_paths_hosts_or_times(reproduced: tuple[Path, str]) -> None:
@@ -140,24 +166,54 @@ def test_a_second_run_does_nothing(reproduced: tuple[Path, str]) -> None:
 
 def test_an_experiment_runs_only_what_its_parameter_changes(experiment: tuple[Path, str]) -> None:
     clone, output = experiment
-    assert ran(output) == ["finetune_qlora", "merge_adapters", "evaluate_benchmarks", "publish_report"]
+    assert ran(output)[:2] == ["finetune_qlora", "merge_adapters"]
+    assert sorted(ran(output)[2:-2]) == ["score_benchmarks@merged-language", "score_text@merged"]
+    assert ran(output)[-2:] == ["evaluate_benchmarks", "publish_report"]
     assert json.loads((clone / "models/adapter/adapter_config.json").read_text())["r"] == 8
 
 
-def test_each_state_is_one_mlflow_run_with_all_parameters_and_metrics(experiment: tuple[Path, str]) -> None:
-    clone, _ = experiment
+def test_each_state_is_one_mlflow_run_with_all_parameters_and_metrics(
+    reproduced: tuple[Path, str], experiment: tuple[Path, str]
+) -> None:
+    clone, output = experiment
     parents = runs(clone, "parent")
     assert [parent.data.params["finetune.lora.r"] for parent in parents] == ["16", "8"]
     declared = params.flatten(params.load(clone / "params.yaml"))
     stages = runs(clone, "stage")
-    for parent, executed in zip(parents, (STAGES, STAGES[-4:]), strict=True):
+    for parent, executed in zip(parents, (reproduced[1], output), strict=True):
         assert set(parent.data.params) == set(declared)
-        for stage in STAGES[:-1]:
-            assert any(key.startswith(f"{stage}.") for key in parent.data.metrics), stage
-            assert f"{stage}.measured.seconds" in parent.data.metrics
+        for stage in set(graph(clone)) - {"publish_report"}:
+            assert f"{stage.replace('@', '_')}.measured.seconds" in parent.data.metrics
+        assert "evaluate_benchmarks.benchmarks.wronai_grammar.acc.tuned" in parent.data.metrics
         nested = [run.info.run_name for run in stages if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-        assert nested == executed
+        assert nested == ran(executed)
     assert {run.info.status for run in stages} == {"FINISHED"}
+
+
+def test_a_benchmark_more_is_scored_and_nothing_is_trained_for_it(experiment: tuple[Path, str]) -> None:
+    clone, _ = experiment
+    folder = clone / "benchmarks/tasks/riddles"
+    folder.mkdir()
+    rows = [
+        {"id": f"r{number}", "question": f"Ile to {number} i 2?", "choices": [str(number + 2), "nic"], "answer": 0}
+        for number in range(4)
+    ]
+    (folder / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "riddles.yaml").write_text(RIDDLES)
+    yaml = YAML()
+    values = yaml.load(clone / "params.yaml")
+    values["evaluate"]["tasks"].append("riddles")
+    yaml.dump(values, clone / "params.yaml")
+    assert sorted(ran(run(clone, "dvc", "repro"))) == [
+        "clean_text",
+        "evaluate_benchmarks",
+        "prepare_benchmarks",
+        "publish_report",
+        "score_benchmarks@base-riddles",
+        "score_benchmarks@merged-riddles",
+    ]
+    found = json.loads((clone / "metrics/evaluate_benchmarks.json").read_text())["benchmarks"]
+    assert found["riddles"]["acc"]["items"] == 4 and "wronai_grammar" in found
 
 
 def test_another_folder_and_one_thread_give_the_same_bytes(
@@ -168,7 +224,7 @@ def test_another_folder_and_one_thread_give_the_same_bytes(
     again = copy(tmp_path / "elsewhere")
     one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment = {**one_thread, "LC_ALL": "C", "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
-    assert ran(run(again, "dvc", "repro", "--force", **environment)) == STAGES
+    assert sorted(ran(run(again, "dvc", "repro", "--force", **environment))) == graph(again)
     first, second = record(clone), record(again)
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []

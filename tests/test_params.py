@@ -100,12 +100,53 @@ def test_the_shipped_parameters_load() -> None:
         ("finetune.optim", "adamw_torch", "numerics: pinned needs 'adamw_torch_fused'"),
         ("finetune.quantization.bnb_4bit_compute_dtype", "bfloat16", "numerics: pinned needs 'float32'"),
         ("evaluate.dtype", "bfloat16", "evaluate.dtype is 'bfloat16'; numerics: pinned needs 'float32'"),
+        ("evaluate.max_length", 4096, "evaluate.max_length is 4096, above model.scratch.max_position_embeddings"),
+        ("evaluate.limit", 0, "evaluate.limit: found 0; expected: input should be greater than or equal to 1"),
+        ("evaluate.batch_size", 0, "evaluate.batch_size: found 0; expected"),
+        ("evaluate.batch_size", "automatic", "evaluate.batch_size: found 'automatic'; expected"),
+        ("evaluate.backend", "tgi", "evaluate.backend: found \"tgi\"; expected: input should be 'hf', 'vllm' or"),
+        ("evaluate.backend", "vllm", "evaluate.backend is 'vllm'; numerics: pinned needs 'hf'"),
+        ("evaluate.backend", "server", "evaluate: backend is 'server': server.url and server.model must both be set"),
+        ("evaluate.server.url", "host:8000", 'evaluate.server.url: found "host:8000"'),
+        ("evaluate.tasks", [], "evaluate.tasks: found []"),
+        ("evaluate.tasks", ["language", "language"], "evaluate: tasks names language more than once"),
+        ("evaluate.tasks", ["language", "../raw"], 'evaluate.tasks[1]: found "../raw"'),
+        ("evaluate.tasks", ["language", "text"], "evaluate: tasks names text"),
+        ("evaluate.answers.generations", 0, "evaluate.answers.generations: found 0"),
         ("data.sources", [], "data.sources: found []"),
         ("data.sources", GOOD["data"]["sources"] * 2, "two sources are named 'sample'"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(key: str, value: Any, says: str) -> None:
     assert says in wrong(key, value)
+
+
+def test_a_server_and_as_many_rows_as_fit_are_values_of_evaluate() -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["numerics"] = "native"
+    server = {"url": "http://127.0.0.1:8000/v1/completions", "model": "wronai-{model}", "concurrent": 1}
+    raw["evaluate"] |= {"backend": "server", "server": server, "batch_size": "auto", "num_fewshot": None, "limit": 3}
+    found = params.parse(raw, "params.yaml").evaluate
+    assert (found.batch_size, found.server.model, found.limit) == ("auto", "wronai-{model}", 3)
+
+
+def test_a_server_that_would_be_asked_of_one_model_alone_is_refused() -> None:
+    raw = copy.deepcopy(GOOD)
+    raw["numerics"] = "native"
+    server = {"url": "http://127.0.0.1:8000/v1/completions", "model": "wronai", "concurrent": 1}
+    raw["evaluate"] |= {"backend": "server", "server": server}
+    with pytest.raises(params.ParamsError, match=r"asked of one model; expected \{model\}"):
+        params.parse(raw, "params.yaml")
+    server["url"] = "http://{model}:8000/v1/completions"
+    assert params.parse(raw, "params.yaml").evaluate.server.url == server["url"]
+
+
+def test_how_a_model_is_scored_does_not_depend_on_what_else_is_scored() -> None:
+    found = params.load(ROOT / "params.yaml").evaluate
+    other = {"tasks": ["generation"], "include_path": "mine", "bootstrap_resamples": 100, "num_fewshot": 5}
+    assert found.model_copy(update=other).scoring == found.scoring
+    assert found.model_copy(update={"max_length": 64}).scoring != found.scoring
+    assert params.flatten(found.scoring).items() <= params.flatten(found).items()
 
 
 def changed(**values: Any) -> str:

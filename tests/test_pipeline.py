@@ -20,7 +20,8 @@ DOORS = {
     "peft": {"base", "lora", "qlora", "merging", "streamed", "training", "vocabulary"},
     "bitsandbytes": {"base", "qlora", "streamed", "training"},
     "daft": {"cleaning", "duplicates"},
-    "lm_eval": {"scoring"},
+    "dvc": {"delivery", "experiments"},
+    "lm_eval": {"benchmarks", "engines", "hub_benchmarks", "paged", "scoring", "served"},
     "trafilatura": {"markup"},
     "ftfy": {"decoding"},
     "lingua": {"language"},
@@ -46,9 +47,17 @@ def own(path: Path) -> set[str]:
     return {part[1] for part in parts if part[0] == "wronai" and len(part) > 1 and part[1] in MODULES}
 
 
+def called(folder: Path) -> set[str]:
+    """The modules of wronai whose functions the lm_eval tasks below `folder` call."""
+    texts = [path.read_text(encoding="utf-8") for path in folder.rglob("*.yaml")]
+    return {module for text in texts for module in re.findall(r"!function wronai\.(\w+)\.", text)}
+
+
 def closure(path: Path) -> set[str]:
     """The Python files of the project that the file is made of, itself included."""
     found, todo = {path.relative_to(ROOT).as_posix()}, own(path)
+    if "benchmarks" in todo or "scoring" in todo:
+        todo |= called(ROOT / "benchmarks" / "tasks")
     while todo:
         module = todo.pop()
         name = f"wronai/{module}.py"
@@ -66,6 +75,8 @@ def read_in_main(path: Path) -> set[str]:
         text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
         if re.fullmatch(r"config(\.\w+)+", text):
             chains.add(text.removeprefix("config."))
+    if "evaluate.scoring" in chains:
+        chains = chains - {"evaluate.scoring"} | {f"evaluate.{key}" for key in params.Scoring.model_fields}
     return {chain for chain in chains if not any(other.startswith(f"{chain}.") for other in chains)}
 
 
@@ -84,9 +95,25 @@ def test_publish_report_depends_on_every_section() -> None:
     assert declared == set(params.Params.model_fields)
 
 
+def test_publish_report_depends_on_every_file_in_metrics() -> None:
+    made = {next(iter(out)) for entry in GRAPH.values() for kind in ("metrics", "plots") for out in entry.get(kind, [])}
+    made |= {next(iter(out)) for entry in GRAPH.values() for out in entry.get("outs", []) if isinstance(out, dict)}
+    declared = {dep for dep in GRAPH["publish_report"]["deps"] if not dep.endswith(".py")}
+    assert declared == {path for path in made if path.startswith("metrics/")}
+
+
+def test_the_functions_that_tasks_call_are_part_of_the_stages_that_read_tasks() -> None:
+    assert "suite" in called(ROOT / "benchmarks/tasks")
+    for stage in ("prepare_benchmarks", "score_benchmarks", "score_text"):
+        assert "wronai/suite.py" in closure(ROOT / f"stages/{stage}.py")
+
+
 def test_the_files_in_stages_are_the_stages_of_the_graph() -> None:
     assert sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__") == sorted(STAGES)
-    assert [entry["cmd"] for entry in GRAPH.values()] == [f"python -m stages.{stage}" for stage in STAGES]
+    for stage, entry in GRAPH.items():
+        assert entry["cmd"].split() == [
+            "python", "-m", f"stages.{stage}", *(f"${{item.{axis}}}" for axis in entry.get("matrix", {}))
+        ]  # fmt: skip
 
 
 def test_every_stage_says_what_it_does() -> None:

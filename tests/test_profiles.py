@@ -39,6 +39,9 @@ def test_mistral_7b_has_the_values_of_wronai(target: Path) -> None:
     assert (finetune.per_device_train_batch_size, finetune.gradient_accumulation_steps) == (1, 16)
     assert finetune.gradient_checkpointing
     assert config.model.repository == "mistralai/Mistral-7B-v0.1"
+    assert (config.evaluate.dtype, config.evaluate.batch_size) == ("bfloat16", "auto")
+    assert config.evaluate.max_length == config.tokenize.max_length
+    assert not config.evaluate.answers.do_sample
 
 
 @pytest.mark.parametrize(

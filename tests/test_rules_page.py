@@ -73,6 +73,16 @@ def test_examples_are_the_same_in_any_order() -> None:
     assert forth.of("too_long") == []
 
 
+def test_the_page_does_not_change_with_the_benchmarks(kinds: params.Kinds) -> None:
+    added = {"items": 4, "items_too_short": 0, "documents": 1, "instructions": 0}
+    more = {**METRICS, "contamination": {**METRICS["contamination"], "zagadki": added}}
+    histograms = rules_page.Histograms(kinds)
+    histograms.add(np.array(["web"]), np.array([row(words=5.0)]))
+    pages = [rules_page.page(metrics, list(histograms), rules_page.Examples()) for metrics in (METRICS, more)]
+    assert pages[0] == pages[1]
+    assert "items_too_short" not in pages[0] and "zagadki" not in pages[1]
+
+
 def test_the_page_shows_counts_bounds_and_examples_and_escapes_text(kinds: params.Kinds) -> None:
     histograms = rules_page.Histograms(kinds)
     histograms.add(np.array(["web", "web"]), np.array([row(words=5.0), row(words=100.0)]))

@@ -9,23 +9,28 @@ from typing import Any
 
 import pytest
 
-SAMPLE = Path(__file__).parent.parent / "data/sample"
+ROOT = Path(__file__).parent.parent
 TOPICS = ["film", "historia", "jedzenie", "medycyna", "motoryzacja", "praca", "sport", "technologia"]
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
-    lines = [
-        line for path in sorted((SAMPLE / folder).glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()
-    ]
+    lines = [line for path in sorted((ROOT / folder).rglob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
     return [json.loads(line) for line in lines]
 
 
-DOCUMENTS, INSTRUCTIONS, ITEMS = rows("documents"), rows("instructions"), rows("benchmarks")
+DOCUMENTS, INSTRUCTIONS, RETENTION = (
+    rows(f"data/sample/{role}") for role in ("documents", "instructions", "retention")
+)
+ITEMS = rows("benchmarks/tasks")
+CHOICES = [item for item in ITEMS if "choices" in item]
 
 
-def texts(row: dict[str, Any]) -> list[str]:
-    values = [value for value in row.values() if isinstance(value, str)] + row.get("choices", [])
-    return values + [message["content"] for message in row.get("messages", [])]
+def texts(value: Any) -> list[str]:
+    """Every text in a row: its fields, its choices, its turns."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for part in inner for text in texts(part)]
 
 
 def test_documents_are_many_and_of_many_genres() -> None:
@@ -52,16 +57,15 @@ def test_conversations_alternate_and_end_with_an_answer() -> None:
 
 
 def test_benchmark_items_are_many_and_their_answers_balanced() -> None:
-    assert len(ITEMS) >= 320
     tasks = Counter(item["id"].rpartition("-")[0] for item in ITEMS)
-    assert len(tasks) >= 5
-    for task in tasks:
-        answers = Counter(item["answer"] for item in ITEMS if item["id"].startswith(task))
+    assert len(tasks) >= 12 and min(tasks.values()) >= 80
+    for task in {item["id"].rpartition("-")[0] for item in CHOICES}:
+        answers = Counter(item["answer"] for item in CHOICES if item["id"].rpartition("-")[0] == task)
         assert max(answers.values()) - min(answers.values()) <= 1, task
 
 
 def test_the_choices_of_an_item_differ_and_hold_its_answer() -> None:
-    for item in ITEMS:
+    for item in CHOICES:
         assert len(set(item["choices"])) == len(item["choices"]) > item["answer"] >= 0, item["id"]
 
 
@@ -86,10 +90,8 @@ def test_ids_are_unique_and_text_is_normalized_and_typeset(collection: list[dict
 
 def test_no_two_texts_share_eight_words_in_a_row() -> None:
     owner: dict[str, str] = {}
-    for row in DOCUMENTS + INSTRUCTIONS + ITEMS:
-        for text in [text for key, text in row.items() if key in ("text", "passage", "context")] + [
-            message["content"] for message in row.get("messages", [])
-        ]:
+    for row in DOCUMENTS + INSTRUCTIONS + ITEMS + RETENTION:
+        for text in texts(row):
             words = re.findall(r"\w+", text.lower())
             for start in range(len(words) - 7):
                 gram = " ".join(words[start : start + 8])

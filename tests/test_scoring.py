@@ -1,202 +1,270 @@
 import json
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
+from small_tasks import GENERATED, RAW, TURNS, YAML, bundle_of
 
-from wronai import base, params, prompt, scoring, tokens
+from wronai import base, benchmarks, engines, params, prefixes, prompt, scoring, tokens
+from wronai.comparison import bits_per_byte
+
+SETTINGS = tiny.EVALUATE.scoring
+
+
+def engine_of(folder: Path, **changes: Any) -> engines.InProcess:
+    settings = SETTINGS.model_copy(update={"max_length": 256, **changes})
+    return engines.InProcess(base.load(folder, torch.float32).eval(), tokens.load(folder), settings)
 
 
 @pytest.fixture(scope="module")
-def model(base_folder: Path) -> Any:
-    return base.load(base_folder, torch.float32)
+def untuned(base_folder: Path) -> engines.InProcess:
+    return engine_of(base_folder)
 
 
 @pytest.fixture(scope="module")
-def merged(merged_folder: Path) -> Any:
-    return base.load(merged_folder, torch.float32)
+def merged(merged_folder: Path) -> engines.InProcess:
+    return engine_of(merged_folder)
 
 
 @pytest.fixture
-def uniform(base_folder: Path) -> Any:
+def uniform(base_folder: Path) -> engines.InProcess:
     """A model to which every one of its 600 tokens is as likely, always."""
-    model = base.load(base_folder, torch.float32)
-    model.lm_head.weight.data.zero_()
-    return model
+    engine = engine_of(base_folder)
+    engine.model.lm_head.weight.data.zero_()
+    return engine
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory: pytest.TempPathFactory) -> params.Evaluate:
-    """Two tasks of four items, as a user would write them, and the parameters that name them."""
-    folder = tmp_path_factory.mktemp("tasks")
-    for task in ("colours", "animals"):
-        rows = [
-            {
-                "id": f"{task}-{number}",
-                "question": f"Pytanie {number}?",
-                "choices": ["tak", "nie wiem"],
-                "answer": number % 2,
-            }
-            for number in range(4)
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{task}.jsonl").write_text(lines, encoding="utf-8")
-        (folder / f"{task}.yaml").write_text(
-            f"task: {task}\n"
-            "dataset_path: json\n"
-            f"dataset_kwargs:\n  data_files:\n    test: {folder}/{task}.jsonl\n"
-            "test_split: test\n"
-            "output_type: multiple_choice\n"
-            'doc_to_text: "{{question}}"\n'
-            'doc_to_choice: "{{choices}}"\n'
-            'doc_to_target: "{{answer}}"\n'
-            'target_delimiter: ""\n'
-            "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
-            "metadata:\n  version: 1.0\n",
-            encoding="utf-8",
-        )
-    return tiny.EVALUATE.model_copy(update={"include_path": str(folder), "tasks": ["colours", "animals"]})
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("benchmarks")
+    return bundle_of(root, colours=YAML, animals=YAML, talk=GENERATED, turns=TURNS, raw=RAW)
 
 
-def likeliest(model: Any, tokenizer: Any, context: str, choices: list[str]) -> int:
-    """The choice that the model holds most likely after `context`."""
-    ids = tokenizer.encode(context, add_special_tokens=False)
-    nats = [scoring.nats(model, ids, tokenizer.encode(choice, add_special_tokens=False), 64) for choice in choices]
-    return nats.index(min(nats))
+@pytest.fixture(scope="module")
+def scored(merged: engines.InProcess, bundle: Path) -> scoring.Scored:
+    return scoring.score_bundle(merged, bundle, SETTINGS, 0, tiny.SEED, ["plain", "wronai"])
 
 
-def test_every_item_of_every_task_is_scored_by_each_metric(
-    model: Any, base_folder: Path, tasks: params.Evaluate
-) -> None:
-    found = scoring.benchmarks(model, tokens.load(base_folder), tasks, tiny.SEED, chat=False)
-    assert list(found.columns) == ["task", "item", "metric", "value"]
+def nats_after(model: Any, tokenizer: Any, context: str, said: str) -> float:
+    """Negative log-likelihood of `said` after `context`, by one forward pass."""
+    before, whole = (tokenizer.encode(text, add_special_tokens=False) for text in (context, context + said))
+    with torch.no_grad():
+        logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    return -sum(float(logprobs[place - 1, whole[place]]) for place in range(len(before), len(whole)))
+
+
+def test_every_item_of_every_task_is_scored_by_each_metric_in_each_format(scored: scoring.Scored) -> None:
+    metrics = {"colours": ["acc", "acc_norm"], "animals": ["acc", "acc_norm"], "talk": ["exact_match"]}
     expected = {
-        (task, f"{task}-{number}", metric)
-        for task in tasks.tasks
+        (task, format_, metric, f"{task}-{number}")
+        for task, names in metrics.items()
+        for format_ in ("plain", "wronai")
+        for metric in names
         for number in range(4)
-        for metric in ("acc", "acc_norm")
     }
-    assert set(found[["task", "item", "metric"]].itertuples(index=False, name=None)) == expected
-    assert len(found) == len(expected)
-    assert set(found["value"]) <= {0.0, 1.0}
+    rows = scored.scores[scored.scores["task"].isin(metrics)]
+    assert set(rows[["task", "format", "metric", "item"]].itertuples(index=False, name=None)) == expected
+    assert len(rows) == len(expected)
+    assert set(rows["value"]) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("chat", [True, False])
-def test_the_tuned_model_is_asked_in_the_format_and_the_base_in_plain_text(
-    merged: Any, merged_folder: Path, tasks: params.Evaluate, chat: bool
+@pytest.mark.parametrize("format_", ["plain", "wronai"])
+def test_the_tuned_model_is_asked_in_the_format_and_in_plain_text(
+    scored: scoring.Scored, merged: engines.InProcess, format_: str
 ) -> None:
-    tokenizer = tokens.load(merged_folder)
-    found = scoring.benchmarks(merged, tokenizer, tasks, tiny.SEED, chat=chat)
-    for number in range(4):
-        asked = f"Pytanie {number}?"
-        context = f"<s><polish><question>{asked}</question><answer>" if chat else f"<s>{asked}"
-        right = likeliest(merged, tokenizer, context, ["tak", "nie wiem"]) == number % 2
-        row = found[(found["item"] == f"animals-{number}") & (found["metric"] == "acc")]
-        assert row["value"].item() == float(right)
+    items = scored.items[(scored.items["task"] == "animals") & (scored.items["format"] == format_)]
+    for number, row in enumerate(items.sort_values("item").to_dict("records")):
+        context = {
+            "plain": f"Pytanie {number}?",
+            "wronai": f"<s><polish><question>Pytanie {number}?</question><answer>",
+        }
+        assert row["prompt"] == context[format_]
+        begun = context[format_] if format_ == "wronai" else "<s>" + context[format_]
+        space = "" if format_ == "wronai" else " "
+        nats = [nats_after(merged.model, merged.tokenizer, begun, space + choice) for choice in ("tak", "nie wiem")]
+        assert [-likelihood for likelihood in row["loglikelihoods"]] == pytest.approx(nats, rel=1e-4)
+        assert row["prediction"] == nats.index(min(nats))
 
 
-def test_benchmarks_repeat(model: Any, base_folder: Path, tasks: params.Evaluate) -> None:
-    runs = [scoring.benchmarks(model, tokens.load(base_folder), tasks, tiny.SEED, chat=False) for _ in range(2)]
-    pd.testing.assert_frame_equal(*runs)
+def test_a_task_is_asked_in_the_register_of_its_metadata(scored: scoring.Scored) -> None:
+    prompts = scored.items[scored.items["task"] == "talk"].groupby("format")["prompt"].first()
+    assert prompts["wronai"].startswith("<s><polish><formal><question>Pytanie 0?")
+    assert prompts["plain"] == "Pytanie 0?"
 
 
-def test_items_that_changed_under_the_same_path_are_read_afresh(
-    model: Any, base_folder: Path, tasks: params.Evaluate
+def test_a_conversation_is_asked_as_its_turns(scored: scoring.Scored) -> None:
+    prompts = scored.items[scored.items["task"] == "turns"].groupby("format")["prompt"].first()
+    assert prompts["plain"] == "Mam na imię Ala, a to jest 0. / Jak mam na imię?"
+    assert prompts["wronai"] == (
+        "<s><polish><question>Mam na imię Ala, a to jest 0.</question><answer>Dzień dobry.</answer>"
+        "<question>Jak mam na imię?</question><answer>"
+    )
+
+
+def test_a_task_that_writes_the_format_itself_is_asked_once_and_as_it_stands(
+    scored: scoring.Scored, untuned: engines.InProcess, bundle: Path
 ) -> None:
-    file = Path(tasks.include_path) / "colours.jsonl"
-    before = file.read_text(encoding="utf-8")
-    try:
-        file.write_text(before.replace("colours-", "kolory-"), encoding="utf-8")
-        found = scoring.benchmarks(model, tokens.load(base_folder), tasks, tiny.SEED, chat=False)
-    finally:
-        file.write_text(before, encoding="utf-8")
-    assert set(found[found["task"] == "colours"]["item"]) == {f"kolory-{number}" for number in range(4)}
+    rows = scored.items[scored.items["task"] == "raw"]
+    assert list(rows["format"]) == ["wronai"] * 4
+    assert rows["prompt"].iloc[0] == "<polish><formal><question>Pytanie 0?</question><answer>"
+    of_base = scoring.score_bundle(untuned, bundle, SETTINGS, 0, tiny.SEED, ["plain"]).items
+    assert list(of_base[of_base["task"] == "raw"]["prompt"]) == list(rows["prompt"])
 
 
-def test_a_task_that_is_not_there_names_the_key_and_those_that_are(
-    model: Any, base_folder: Path, tasks: params.Evaluate
+def test_the_numbers_are_those_of_lm_eval_itself(merged_folder: Path, bundle: Path, scored: scoring.Scored) -> None:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    for format_ in ("plain", "wronai"):
+        model = HFLM(pretrained=str(merged_folder), dtype="float32", device="cpu", batch_size=3, max_length=256)
+        with benchmarks.fresh_cache():
+            tasks = benchmarks.load(bundle)
+            found = simple_evaluate(
+                model=model,
+                tasks=[tasks["colours"], tasks["animals"]],
+                num_fewshot=0,
+                apply_chat_template=format_ == "wronai",
+                task_manager=TaskManager(include_defaults=False),
+                bootstrap_iters=0,
+            )
+        for task in ("colours", "animals"):
+            ours = scored.items[(scored.items["task"] == task) & (scored.items["format"] == format_)]
+            for sample, likelihoods in zip(found["samples"][task], ours["loglikelihoods"], strict=True):
+                theirs = [answer[0] for answer in sample["filtered_resps"]]
+                assert list(likelihoods) == pytest.approx(theirs, abs=1e-4)
+            rows = scored.scores[(scored.scores["task"] == task) & (scored.scores["format"] == format_)]
+            for metric, values in rows.groupby("metric")["value"]:
+                assert values.mean() == found["results"][task][f"{metric},none"]
+
+
+def test_what_was_scored_is_in_the_record(scored: scoring.Scored) -> None:
+    told = scored.summary["colours"]
+    assert (told["items"], told["items_of_task"], told["num_fewshot"], told["seed"]) == (4, 4, 0, tiny.SEED)
+    assert (told["version"], told["leading"]) == ("1.0", "acc")
+    assert told["higher_is_better"] == {"acc": True, "acc_norm": True}
+    assert told["floors"] == {"chance": 0.5, "majority": 0.5}
+    assert scored.summary["talk"]["version"] == "2.0"
+    assert scored.summary["talk"]["floors"] == {}
+
+
+def test_a_run_repeats_to_the_byte(
+    merged: engines.InProcess, bundle: Path, scored: scoring.Scored, tmp_path: Path
 ) -> None:
-    wrong = tasks.model_copy(update={"tasks": ["colours", "colors"]})
-    with pytest.raises(ValueError, match=r"evaluate\.tasks: .* has no task colors; it has animals, colours"):
-        scoring.benchmarks(model, tokens.load(base_folder), wrong, tiny.SEED, chat=False)
+    scored.write(tmp_path / "first")
+    scoring.score_bundle(merged, bundle, SETTINGS, 0, tiny.SEED, ["plain", "wronai"]).write(tmp_path / "second")
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == ["items.parquet", "scores.parquet", "summary.json"]
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
-def test_a_folder_without_tasks_says_so(model: Any, base_folder: Path, tasks: params.Evaluate, tmp_path: Path) -> None:
-    wrong = tasks.model_copy(update={"include_path": str(tmp_path)})
-    with pytest.raises(ValueError, match=r"has no task colours, animals; it has none"):
-        scoring.benchmarks(model, tokens.load(base_folder), wrong, tiny.SEED, chat=False)
+def test_a_limit_scores_the_first_items_and_says_of_how_many(merged: engines.InProcess, bundle: Path) -> None:
+    found = scoring.score_bundle(
+        merged, bundle, SETTINGS.model_copy(update={"limit": 2}), 0, tiny.SEED, ["plain", "wronai"]
+    )
+    assert set(found.scores["item"]) == {
+        f"{task}-{n}" for task in ("colours", "animals", "talk", "turns", "raw") for n in (0, 1)
+    }
+    assert (found.summary["colours"]["items"], found.summary["colours"]["items_of_task"]) == (2, 4)
 
 
-def test_a_comparison_holds_means_and_paired_standard_errors() -> None:
-    frame = pd.DataFrame({"task": "t", "item": list("abcd"), "metric": "acc", "value": [0.0, 0.0, 1.0, 1.0]})
-    tuned = frame.assign(value=[0.0, 1.0, 1.0, 1.0]).iloc[::-1]
-    found = scoring.compare(frame, tuned)["t"]["acc"]
-    assert (found["items"], found["base"], found["tuned"], found["difference"]) == (4, 0.5, 0.75, 0.25)
-    assert found["base_stderr"] == pytest.approx(np.std([0, 0, 1, 1], ddof=1) / 2)
-    assert found["difference_stderr"] == pytest.approx(np.std([0, 1, 0, 0], ddof=1) / 2)
+def test_examples_stand_before_an_item_and_as_turns_in_the_format(merged: engines.InProcess, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, colours=YAML)
+    found = scoring.score_bundle(merged, bundle, SETTINGS, 2, tiny.SEED, ["plain", "wronai"])
+    assert found.summary["colours"]["num_fewshot"] == 2
+    for row in found.items.to_dict("records"):
+        own = int(row["item"][-1])
+        others = [n for n in range(4) if f"Pytanie {n}?" in row["prompt"] and n != own]
+        assert len(others) == 2 and row["prompt"].count("Pytanie") == 3
+        assert row["prompt"].endswith(
+            f"Pytanie {own}?" if row["format"] == "plain" else f"<question>Pytanie {own}?</question><answer>"
+        )
+        assert (row["prompt"].count("<answer>") == 3) == (row["format"] == "wronai")
 
 
-def test_scores_of_different_things_are_not_compared() -> None:
-    frame = pd.DataFrame({"task": "t", "item": list("ab"), "metric": "acc", "value": [0.0, 1.0]})
-    with pytest.raises(ValueError, match="2 and 1 rows, 1 of them agree in task, item, metric"):
-        scoring.compare(frame, frame.iloc[:1])
-    bits = pd.DataFrame({"id": list("ab"), "nats": [1.0, 2.0], "bytes": [3, 4]})
-    with pytest.raises(ValueError, match="2 and 2 rows, 1 of them agree in id, bytes"):
-        scoring.compare_bits(bits, bits.assign(bytes=[3, 5]), 100, 1)
+def test_an_item_that_was_cut_is_counted(merged_folder: Path, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, colours=YAML)
+    whole = scoring.score_bundle(engine_of(merged_folder), bundle, SETTINGS, 0, tiny.SEED, ["plain"])
+    assert whole.summary["colours"]["formats"] == {"plain": {"cut": 0}}
+    short = scoring.score_bundle(engine_of(merged_folder, max_length=8), bundle, SETTINGS, 0, tiny.SEED, ["plain"])
+    assert short.summary["colours"]["formats"] == {"plain": {"cut": 4}}
+    assert short.items["cut"].all() and not whole.items["cut"].any()
+
+
+def test_answers_that_never_end_are_counted(merged_folder: Path, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, talk=GENERATED)
+    endless = engine_of(merged_folder)
+    endless.model.lm_head.weight.data[endless.tokenizer.eos_token_id] = 0.0
+    endless.model.lm_head.weight.data[5] = 0.0
+    endless.model.model.norm.weight.data.zero_()  # every token as likely: the first of all is said, which ends nothing
+    found = scoring.score_bundle(endless, bundle, SETTINGS, 0, tiny.SEED, ["plain", "wronai"])
+    assert found.summary["talk"]["formats"] == {
+        "plain": {"cut": 0, "not_ended": 4},
+        "wronai": {"cut": 0, "not_ended": 4, "not_closed": 4},
+    }
+    assert set(found.items["tokens"]) == {6}
 
 
 @pytest.mark.parametrize("context", [1, 5, 40])
-def test_the_nats_of_a_text_that_fits_are_those_of_one_pass(model: Any, context: int) -> None:
+def test_the_nats_of_a_text_that_fits_are_those_of_one_pass(untuned: engines.InProcess, context: int) -> None:
     chance = random.Random(context)
     ids = [1, *(chance.randrange(3, 600) for _ in range(59))]
     with torch.no_grad():
-        logprobs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        logprobs = untuned.model(torch.tensor([ids])).logits[0].log_softmax(-1)
     expected = -sum(float(logprobs[place - 1, ids[place]]) for place in range(context, 60))
     for room in (60, 61, 200):
-        assert scoring.nats(model, ids[:context], ids[context:], room) == pytest.approx(expected, rel=1e-5)
+        assert scoring.nats(untuned, [(ids, context)], room, "texts")[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_nats_of_a_text_in_windows_are_near_those_of_one_pass(model: Any, base_folder: Path) -> None:
-    ids = tokens.load(base_folder).encode(tiny.texts()[0])[:250]
-    whole = scoring.nats(model, ids[:1], ids[1:], 250)
-    assert scoring.nats(model, ids[:1], ids[1:], 128) == pytest.approx(whole, rel=1e-5), (
-        "attention reaches 2 x 24 tokens"
-    )
-    assert scoring.nats(model, ids[:1], ids[1:], 16) == pytest.approx(whole, rel=0.05)
-    assert scoring.nats(model, ids[:1], ids[1:], 16) != pytest.approx(whole, rel=1e-6)
+def test_the_nats_of_a_text_in_windows_are_near_those_of_one_pass(untuned: engines.InProcess) -> None:
+    ids = untuned.tokenizer.encode(tiny.texts()[0])[:250]
+    whole, half, short = (scoring.nats(untuned, [(ids, 1)], room, "texts")[0] for room in (250, 128, 16))
+    assert half == pytest.approx(whole, rel=1e-5), "attention reaches 2 x 24 tokens"
+    assert short == pytest.approx(whole, rel=0.05)
+    assert short != pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize("room", [2, 3, 7, 16, 64])
-def test_each_token_is_counted_once_whatever_the_window(uniform: Any, room: int) -> None:
-    for context, target in ((1, 1), (1, 15), (1, 50), (5, 16), (30, 1), (30, 33)):
-        found = scoring.nats(uniform, [1] * context, [5] * target, room)
-        assert found == pytest.approx(target * math.log(600), rel=1e-5)
-    assert scoring.nats(uniform, [1], [], room) == 0
+def test_each_token_is_counted_once_whatever_the_window(uniform: engines.InProcess, room: int) -> None:
+    texts = [
+        ([1] * context + [5] * target, context)
+        for context, target in ((1, 1), (1, 15), (1, 50), (5, 16), (30, 1), (30, 33))
+    ]
+    found = scoring.nats(uniform, [*texts, ([1], 1)], room, "texts")
+    assert found == pytest.approx([(len(ids) - context) * math.log(600) for ids, context in texts] + [0.0], rel=1e-5)
 
 
-def test_bits_per_byte_of_a_known_distribution(uniform: Any, base_folder: Path) -> None:
-    tokenizer = tokens.load(base_folder)
+@pytest.mark.parametrize("room", [4, 7, 64])
+def test_windows_overlap_by_half(room: int) -> None:
+    windows = scoring.windows(list(range(50)), 1, room)
+    assert [one for window in windows for one in window.ids[window.first :]] == list(range(1, 50))
+    assert all(len(window.ids) <= room for window in windows)
+    assert all(window.first >= min(room // 2, window.ids[window.first]) for window in windows)
+    assert scoring.windows([1, 2], 2, room) == []
+    assert scoring.windows([1, 2], 1, room) == [prefixes.Request((1, 2), 1)]
+
+
+def test_bits_per_byte_of_a_known_distribution(uniform: engines.InProcess) -> None:
     documents = [tiny.document(number, text) for number, text in enumerate(tiny.texts()[:3])]
-    scores = scoring.score_documents(uniform, tokenizer, documents, 64)
-    count = sum(len(tokenizer.encode(row["text"], add_special_tokens=False)) for row in documents)
+    scores = scoring.score_documents(uniform, documents, 64)
+    count = sum(len(uniform.tokenizer.encode(row["text"], add_special_tokens=False)) for row in documents)
     size = sum(len(row["text"].encode()) for row in documents)
     assert scores["bytes"].sum() == size
-    assert scoring.bits_per_byte(scores) == pytest.approx(count * math.log2(600) / size, rel=1e-6)
+    assert bits_per_byte(scores["nats"], scores["bytes"]) == pytest.approx(count * math.log2(600) / size, rel=1e-6)
+    assert list(scores.columns) == ["source", "id", "nats", "bytes"]
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_answers_are_scored_in_every_turn_and_without_what_closes_them(
-    merged: Any, merged_folder: Path, chat: bool
-) -> None:
-    tokenizer = tokens.load(merged_folder)
+def test_answers_are_scored_in_every_turn_and_without_what_closes_them(merged: engines.InProcess, chat: bool) -> None:
     (example,) = (row for row in tiny.CONVERSATIONS[:9] if len(row["messages"]) == 6)
-    (found,) = scoring.score_answers(merged, tokenizer, [example], 256, chat=chat).to_dict("records")
+    (found,) = scoring.score_answers(merged, [example], 256, chat=chat).to_dict("records")
     texts = [message["content"] for message in example["messages"]]
     if chat:
         contexts = [
@@ -215,58 +283,33 @@ def test_answers_are_scored_in_every_turn_and_without_what_closes_them(
             + f"Pytanie: {texts[turn]}\nOdpowiedź:"
             for turn in (0, 2, 4)
         ]
-    expected = 0.0
-    for context, answer in zip(contexts, texts[1::2], strict=True):
-        ids, whole = (
-            tokenizer.encode(text, add_special_tokens=False)
-            for text in (context, context + (answer if chat else f" {answer}"))
-        )
-        assert whole[: len(ids)] == ids
-        expected += scoring.nats(merged, ids, whole[len(ids) :], 256)
+    expected = sum(
+        nats_after(merged.model, merged.tokenizer, context, answer if chat else f" {answer}")
+        for context, answer in zip(contexts, texts[1::2], strict=True)
+    )
     assert found["nats"] == pytest.approx(expected, rel=1e-5)
     assert found["bytes"] == sum(len(text.encode()) for text in texts[1::2])
 
 
-def test_an_answer_is_scored_with_the_ids_that_the_whole_text_has(base_copy: Path, uniform: Any) -> None:
+def test_an_answer_is_scored_with_the_ids_that_the_whole_text_has(base_copy: Path) -> None:
     """A tokenizer that puts "▁" before each text would otherwise charge the base's answers for a second space."""
     tiny.prefix_words_as_mistral_does(base_copy)
-    tokenizer = tokens.load(base_copy)
+    engine = engine_of(base_copy)
+    engine.model.lm_head.weight.data.zero_()
     example = tiny.CONVERSATIONS[2]
-    asked = "<s>" + scoring.plain(example["messages"][:1])
-    count = len(tokenizer.encode(f"{asked} Warszawa.", add_special_tokens=False)) - len(
-        tokenizer.encode(asked, add_special_tokens=False)
-    )
-    assert count < len(tokenizer.encode(" Warszawa.", add_special_tokens=False))
-    scores = scoring.score_answers(uniform, tokenizer, [example], 256, chat=False)
+    asked = "<s>" + prompt.plain(example["messages"][:1])
+    encode = engine.tokenizer.encode
+    count = len(encode(f"{asked} Warszawa.", add_special_tokens=False)) - len(encode(asked, add_special_tokens=False))
+    assert count < len(encode(" Warszawa.", add_special_tokens=False))
+    scores = scoring.score_answers(engine, [example], 256, chat=False)
     assert scores["nats"].item() == pytest.approx(count * math.log(600), rel=1e-5)
 
 
-def test_the_interval_of_the_difference_holds_the_truth_nineteen_times_in_twenty() -> None:
-    generator = np.random.Generator(np.random.PCG64(1))
-    truth, hits = -0.2, 0
-    for _ in range(200):
-        size = generator.integers(50, 500, 60)
-        nats = generator.normal(2.0, 0.5, 60) * size * math.log(2)
-        noise = generator.normal(truth, 0.1, 60) * size * math.log(2)
-        frame = pd.DataFrame({"id": range(60), "nats": nats, "bytes": size})
-        found = scoring.compare_bits(frame, frame.assign(nats=nats + noise), 300, 1)
-        hits += found["difference_low"] <= truth <= found["difference_high"]
-        assert found["difference_low"] < found["difference"] < found["difference_high"]
-    assert 180 <= hits <= 198
-
-
-def test_the_interval_is_that_of_pairs_and_repeats() -> None:
-    generator = np.random.Generator(np.random.PCG64(2))
-    nats = generator.normal(500, 300, 40)
-    frame = pd.DataFrame({"id": range(40), "nats": nats, "bytes": 400})
-    tuned = frame.assign(nats=nats - 10).sample(frac=1, random_state=1)
-    found = scoring.compare_bits(frame, tuned, 500, 7)
-    exact = -10 / math.log(2) / 400
-    assert found["difference_low"] == pytest.approx(exact)
-    assert found["difference_high"] == pytest.approx(exact)
-    assert found["relative"] == pytest.approx(found["tuned"] / found["base"] - 1)
-    assert found == scoring.compare_bits(frame, tuned, 500, 7)
-    assert (found["texts"], found["bytes"]) == (40, 16000)
+def test_a_context_that_is_too_long_leaves_the_whole_answer(merged: engines.InProcess) -> None:
+    example = tiny.conversation(1, "neutral", [("Opowiedz mi o tym dokładnie. " * 20, "To jest odpowiedź.")])
+    long, short = (scoring.score_answers(merged, [example], room, chat=True) for room in (256, 24))
+    assert long["bytes"].item() == short["bytes"].item()
+    assert short["nats"].item() == pytest.approx(long["nats"].item(), rel=0.5)
 
 
 def test_a_sample_is_drawn_from_all_rows_by_its_seed() -> None:
@@ -275,7 +318,21 @@ def test_a_sample_is_drawn_from_all_rows_by_its_seed() -> None:
     assert drawn[0] == drawn[1] != drawn[2]
     assert len({row["id"] for row in drawn[0]}) == 60
     assert max(row["id"] for row in drawn[0]) > 150 > 50 > min(row["id"] for row in drawn[0])
-    assert scoring.sample(rows[:3], 60, 1) != [] and len(scoring.sample(rows[:3], 60, 1)) == 3
+    assert len(scoring.sample(rows[:3], 60, 1)) == 3
+
+
+def test_documents_are_taken_by_source_up_to_a_size() -> None:
+    rows = [
+        {"source": source, "id": f"{source}{n}", "text": f"{source} {n} " + "a" * 96}
+        for source in "ab"
+        for n in range(9)
+    ]
+    assert sorted(scoring.some(rows, None, None), key=str) == sorted(rows, key=str)
+    few = scoring.some(rows, 350, None)
+    assert [row["source"] for row in few] == ["a"] * 3 + ["b"] * 3
+    assert few == scoring.some(rows[::-1], 350, None), "by a hash, whatever the order"
+    assert scoring.some([*rows, {"source": "c", "id": "c", "text": "c" * 999}], 350, None)[-1]["id"] == "c"
+    assert [row["id"] for row in scoring.some(rows, None, 1)] == [few[0]["id"], few[3]["id"]]
 
 
 def test_xz_is_given_the_same_bytes() -> None:
@@ -284,63 +341,32 @@ def test_xz_is_given_the_same_bytes() -> None:
     assert scoring.xz_bits_per_byte([noise]) == pytest.approx(4, rel=0.15)
 
 
-def test_a_plain_conversation_ends_where_the_answer_begins() -> None:
-    messages = tiny.CONVERSATIONS[3]["messages"][:3]
-    assert scoring.plain(messages) == (
-        "Pytanie: Gdzie złożyć wniosek?\nOdpowiedź: W pokoju 12.\nPytanie: A do kiedy?\nOdpowiedź:"
-    )
+def answers() -> Iterator[tuple[bool, params.Answers]]:
+    for greedy in (True, False):
+        yield greedy, tiny.EVALUATE.answers
 
 
-def test_answers_do_not_depend_on_the_padding_of_their_batch(merged: Any, merged_folder: Path) -> None:
-    tokenizer = tokens.load(merged_folder)
-    greedy = tiny.EVALUATE.model_copy(update={"do_sample": False, "batch_size": 3})
-    prompts = [f"<s><polish><question>{'Co to jest? ' * count}</question><answer>" for count in (1, 4, 2)]
-    together = scoring.answer(merged, tokenizer, prompts, greedy, tiny.SEED)
-    alone = [scoring.answer(merged, tokenizer, [asked], greedy, tiny.SEED)[0] for asked in prompts]
-    assert together == alone
-    assert all(0 < len(ids) <= greedy.max_new_tokens for ids in together)
+def test_answers_at_temperature_zero_do_not_depend_on_the_seed_and_sampled_ones_do(merged: engines.InProcess) -> None:
+    questions: Any = [([{"role": "user", "content": "Jak się masz?"}], "informal")] * 3
+    said = {
+        (greedy, seed): [
+            one.text for one in scoring.answer(merged, questions, settings, seed, chat=True, greedy=greedy)
+        ]
+        for greedy, settings in answers()
+        for seed in (1, 2)
+    }
+    assert said[True, 1] == said[True, 2] and len(set(said[True, 1])) == 1
+    assert said[False, 1] != said[False, 2]
+    again = scoring.answer(merged, questions, tiny.EVALUATE.answers, 1, chat=True, greedy=False)
+    assert [one.text for one in again] == said[False, 1]
 
 
-def test_sampled_answers_repeat_by_their_seed(merged: Any, merged_folder: Path) -> None:
-    tokenizer = tokens.load(merged_folder)
-    prompts = ["<s><polish><question>Jak się masz?</question><answer>"] * 3
-    first = scoring.answer(merged, tokenizer, prompts, tiny.EVALUATE, 1)
-    assert first == scoring.answer(merged, tokenizer, prompts, tiny.EVALUATE, 1)
-    assert first != scoring.answer(merged, tokenizer, prompts, tiny.EVALUATE, 2)
-
-
-def test_an_answer_ends_with_its_end_token_and_without_padding(merged: Any, merged_folder: Path) -> None:
-    tokenizer = tokens.load(merged_folder)
-    ends = base.load(merged_folder, torch.float32)
-    ends.lm_head.weight.data[:] = 0.0
-    ends.model.norm.weight.data[:] = 0.0
-    ends.lm_head = torch.nn.Linear(64, 610, bias=True)
-    ends.lm_head.weight.data.zero_()
-    ends.lm_head.bias.data.zero_()
-    ends.lm_head.bias.data[tokenizer.eos_token_id] = 50.0
-    greedy = tiny.EVALUATE.model_copy(update={"do_sample": False})
-    assert scoring.answer(ends, tokenizer, ["<s><polish>", "<s>"], greedy, 1) == [[tokenizer.eos_token_id]] * 2
-
-
-@pytest.mark.parametrize(
-    ("text", "register", "closed"),
-    [
-        ("Tak.</answer></polish></s>", "neutral", True),
-        ("Tak.</answer></formal></polish></s>", "formal", True),
-        ("</answer></informal></polish></s>", "informal", True),
-        ("Tak.</answer></polish>", "neutral", False),
-        ("Tak.</polish></s>", "neutral", False),
-        ("Tak.</answer></polish></s>", "formal", False),
-        ("Tak.</answer></informal></polish></s>", "formal", False),
-        ("Tak.</answer></formal></polish></s>", "neutral", False),
-        ("Tak.</answer><question>A ty?</question><answer>Nie.</answer></polish></s>", "neutral", False),
-        ("Tak.</answer></answer></polish></s>", "neutral", False),
-        ("Tak.</answer> </polish></s>", "neutral", False),
-        ("Tak.", "neutral", False),
-        ("", "neutral", False),
-    ],
-)
-def test_an_answer_is_closed_only_as_the_format_says(
-    tokenizer: Any, text: str, register: prompt.Register, closed: bool
-) -> None:
-    assert scoring.is_closed(tokenizer.encode(text, add_special_tokens=False), tokenizer, register) is closed
+def test_items_can_be_looked_into_with_pandas(scored: scoring.Scored, tmp_path: Path) -> None:
+    scored.write(tmp_path)
+    table = pd.read_parquet(tmp_path / "items.parquet")
+    row = table[(table["task"] == "colours") & (table["format"] == "wronai")].iloc[1]
+    assert json.loads(row["doc"])["id"] == row["item"] == "colours-1"
+    assert row["target"] == "1"
+    assert len(row["loglikelihoods"]) == 2
+    said = table[table["task"] == "talk"].iloc[0]
+    assert isinstance(said["answer"], str) and said["tokens"] > 0

@@ -30,9 +30,26 @@ with tracking.stage("{name}") as (config, report):
     {body}
     report({{"rows": 3, "by_source": {{"a": 1}}}})
 """
+INSTANCE = """
+from pathlib import Path
+from wronai import tracking
+with tracking.stage("many", "base-language") as (config, report):
+    report.measure(tokens_per_second=7)
+    out = Path("data/scores/base/language/summary.json")
+    tracking.write_json(out, {"acc": 0.5, "by_task": {"grammar": {"items": 104}}})
+    report.read(out)
+"""
 GRAPH = {
     "stages": {
         "first": {"cmd": "x", "desc": "d", "deps": ["first.py"], "params": ["seed", "finetune.lora"]},
+        "many": {
+            "matrix": {"model": ["base", "merged"], "task": "${evaluate.tasks}"},
+            "cmd": "x ${item.model} ${item.task}",
+            "desc": "d",
+            "deps": ["many.py"],
+            "params": ["seed", "evaluate.limit"],
+            "outs": ["data/scores/${item.model}/${item.task}"],
+        },
         "last": {"cmd": "x", "desc": "d", "deps": ["last.py"], "params": ["seed"]},
     }
 }
@@ -40,7 +57,7 @@ GRAPH = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of two stages in the working directory, with nothing tracked yet."""
+    """A project of three stages in the working directory, with nothing tracked yet."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     with (tmp_path / "dvc.yaml").open("w") as file:
         YAML().dump(GRAPH, file)
@@ -51,7 +68,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(project: Path, name: str = "first", body: str = "pass", **environment: str) -> subprocess.CompletedProcess[str]:
-    (project / f"{name}.py").write_text(STAGE.format(name=name, body=body))
+    (project / f"{name}.py").write_text(body if name == "many" else STAGE.format(name=name, body=body))
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run([sys.executable, f"{name}.py"], cwd=project, env=env, capture_output=True, text=True)
 
@@ -123,7 +140,7 @@ def test_sources_edited_while_the_stage_runs_fail_it(project: Path) -> None:
 
 def test_a_stage_that_the_graph_lacks_is_refused(project: Path) -> None:
     done = run(project, "third")
-    assert done.returncode == 1 and "no stage 'third'; it has first, last" in done.stderr
+    assert done.returncode == 1 and "no stage 'third'; it has first, many, last" in done.stderr
 
 
 def test_a_store_that_is_away_costs_one_warning_and_loses_nothing(project: Path) -> None:
@@ -200,10 +217,12 @@ def test_a_running_stage_is_not_taken_for_a_killed_one(project: Path) -> None:
     assert (project / ".tracking/a.json").exists()
 
 
+PARENT = "report.parent(tracking.made(Path('dvc.yaml'), config))"
+
+
 def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages(project: Path) -> None:
     assert run(project).returncode == 0  # an earlier execution: here it stands for a stage that the cache restored
-    stages = "{'first': ['seed', 'finetune.lora']}"
-    assert run(project, "last", body=f"report.parent(Path('metrics'), {stages})").returncode == 0
+    assert run(project, "last", body=PARENT).returncode == 0
     by_kind = {(found.data.tags["wronai.kind"], found.data.tags.get("wronai.stage")): found for found in runs(project)}
     first, last, parent = by_kind["stage", "first"], by_kind["stage", "last"], by_kind["parent", None]
     assert set(parent.data.params) == set(params.flatten(CONFIG))
@@ -212,6 +231,56 @@ def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages
     assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert "mlflow.parentRunId" not in first.data.tags
     assert parent.info.status == "FINISHED"
+
+
+def test_an_instance_of_a_stage_has_a_run_of_its_own_and_its_metrics_in_its_out(project: Path) -> None:
+    assert run(project, "many", INSTANCE).returncode == 0
+    (found,) = runs(project)
+    assert found.info.run_name == "many@base-language" and found.data.tags["wronai.stage"] == "many"
+    assert set(found.data.params) == {"seed", "evaluate.limit"}
+    assert (found.data.metrics["acc"], found.data.metrics["by_task.grammar.items"]) == (0.5, 104)
+    assert found.data.metrics["measured.tokens_per_second"] == 7
+    assert not (project / "metrics").exists()
+
+
+def test_what_was_measured_of_a_restored_instance_reaches_the_parent_run(project: Path) -> None:
+    assert run(project, "many", INSTANCE).returncode == 0
+    done = run(project, "last", body=PARENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    (parent,) = [found for found in runs(project) if found.data.tags["wronai.kind"] == "parent"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["many_base-language.measured.tokens_per_second"] == 7
+    assert "many_base-language.measured.seconds" in parent.data.metrics
+    assert not any(key.endswith(".acc") for key in parent.data.metrics), "a later stage brings these together"
+    assert not list((project / ".tracking").glob("*.json"))
+
+
+def test_instances_that_found_the_same_are_told_apart(project: Path) -> None:
+    for model, speed in (("base", 7), ("merged", 8)):
+        code = INSTANCE.replace("base", model).replace("=7", f"={speed}")
+        assert run(project, "many", code).returncode == 0
+    assert run(project, "last", body=PARENT).returncode == 0
+    (parent,) = [found for found in runs(project) if found.data.tags["wronai.kind"] == "parent"]
+    speeds = [parent.data.metrics[f"many_{model}-language.measured.tokens_per_second"] for model in ("base", "merged")]
+    assert speeds == [7, 8]
+
+
+def test_a_stage_with_a_matrix_is_made_once_for_each_instance(project: Path) -> None:
+    config = CONFIG.model_copy(
+        update={"evaluate": CONFIG.evaluate.model_copy(update={"tasks": ["language", "polemo2"]})}
+    )
+    found = tracking.made(project / "dvc.yaml", config)
+    assert list(found) == [
+        "first",
+        "many@base-language",
+        "many@base-polemo2",
+        "many@merged-language",
+        "many@merged-polemo2",
+        "last",
+    ]
+    assert found["first"] == tracking.Made(Path("metrics/first.json"), ["seed", "finetune.lora"])
+    out = Path("data/scores/merged/polemo2/summary.json")
+    assert found["many@merged-polemo2"] == tracking.Made(out, ["seed", "evaluate.limit"])
 
 
 MACHINE = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"}

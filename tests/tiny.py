@@ -1,8 +1,12 @@
 """What the tiny models of the tests are made of: texts, conversations and parameters."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from wronai import params
 
@@ -84,19 +88,26 @@ MERGE = params.Merge(
     base_weights="dequantized", dtype="float32", parity_blocks=4, min_equal_next_tokens=0.99, max_mean_kl=1.0e-4
 )
 EVALUATE = params.Evaluate(
-    include_path="data/sample/benchmarks",
-    tasks=["wronai_grammar"],
-    dtype="float32",
+    include_path="benchmarks/tasks",
+    tasks=["language"],
     num_fewshot=0,
+    backend="hf",
+    server=params.Server(url=None, model=None, concurrent=2),
+    dtype="float32",
+    limit=None,
     batch_size=4,
     max_length=64,
-    generations=3,
-    samples=2,
-    max_new_tokens=12,
-    do_sample=True,
-    temperature=0.7,
-    top_p=0.9,
-    repetition_penalty=1.1,
+    retention="data/sample/retention",
+    max_bytes_per_source=None,
+    answers=params.Answers(
+        generations=3,
+        samples=2,
+        max_new_tokens=12,
+        do_sample=True,
+        temperature=0.7,
+        top_p=0.9,
+        repetition_penalty=1.1,
+    ),
     bootstrap_resamples=200,
 )
 
@@ -135,6 +146,15 @@ def texts() -> list[str]:
 def document(number: int, text: str) -> dict[str, str]:
     """A document as clean_text stores it."""
     return {"id": f"tiny/{number:02d}", "source": "tiny", "genre": "news", "title": "", "text": text}
+
+
+def bundle(folder: Path, task: str, items: Sequence[dict[str, Any]]) -> None:
+    """A bundle of one task in `folder`/`task`, as far as clean_text reads it."""
+    items_file = folder / task / task / "test.parquet"
+    items_file.parent.mkdir(parents=True, exist_ok=True)
+    columns = dict.fromkeys(key for item in items for key in item)
+    pq.write_table(pa.table({key: [item.get(key) for item in items] for key in columns}), items_file)
+    (folder / task / "bundle.json").write_text(json.dumps({"tasks": {task: {"asked": "test"}}}), encoding="utf-8")
 
 
 def prefix_words_as_mistral_does(folder: Path) -> None:

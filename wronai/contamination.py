@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wronai import duplicates, strings
@@ -35,41 +35,41 @@ class Benchmark:
 
 
 def read_benchmarks(folder: Path, n: int) -> list[Benchmark]:
-    """Every .jsonl in `folder`; ValueError or FileNotFoundError when there is none or a line is no JSON object."""
-    paths = sorted(folder.glob("*.jsonl"))
-    if not paths:
+    """The items of every task in the bundles of `folder`, by the task's name. FileNotFoundError when there is none."""
+    found = []
+    for manifest in sorted(folder.glob("*/bundle.json")):
+        for task, described in sorted(json.loads(manifest.read_text(encoding="utf-8"))["tasks"].items()):
+            path = manifest.parent / task / f"{described['asked']}.parquet"
+            found.append(_read_benchmark(task, pq.read_table(path).to_pylist(), n))
+    if not found:
         raise FileNotFoundError(
-            f"{folder} (evaluate.include_path) holds no .jsonl file with benchmark items to check against"
+            f"{folder} holds no bundle of benchmark items to check against; prepare_benchmarks makes them"
         )
-    return [_read_benchmark(path, n) for path in paths]
+    return sorted(found, key=lambda benchmark: benchmark.name)
 
 
-def _read_benchmark(path: Path, n: int) -> Benchmark:
+def _read_benchmark(name: str, rows: Sequence[dict[str, Any]], n: int) -> Benchmark:
     texts: list[str] = []
     item_of: list[int] = []
-    items = 0
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = list(chain.from_iterable(map(_texts_in, json.loads(line).values())))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} line {number} is no JSON object ({error}); evaluate.include_path names its folder"
-            ) from error
+    for item, row in enumerate(rows):
+        found = list(_texts_in(list(row.values())))
         texts += found
-        item_of += [items] * len(found)
-        items += 1
+        item_of += [item] * len(found)
     # JSON can write half a surrogate pair, which is no character and no part of a word
     sound = pa.array([text.encode("utf-8", "replace") for text in texts], pa.binary()).cast(pa.string())
     keys = duplicates.content_keys(sound).to_pylist()
     long = [(key, item) for key, item in zip(keys, item_of, strict=True) if key.count(" ") + 1 >= SHORTEST_NGRAM]
-    return Benchmark(path.stem, n, items, items - len({item for _, item in long}), tuple(key for key, _ in long))
+    too_short = len(rows) - len({item for _, item in long})
+    return Benchmark(name, n, len(rows), too_short, tuple(key for key, _ in long))
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """The texts of a field: itself, or its choices."""
-    return (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
+    """Every text in a field: itself, its choices, the turns of its conversation."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(inner)
 
 
 # An n-gram's hash is the polynomial in BASE whose coefficients are the hashes of its words, modulo 2 ** 64: the

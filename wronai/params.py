@@ -450,13 +450,32 @@ class Merge(Section):
     max_mean_kl: Annotated[float, Field(ge=0)]
 
 
-class Evaluate(Section):
-    include_path: str
-    tasks: Annotated[list[str], Field(min_length=1)]
+Backend = Literal["hf", "vllm", "server"]
+BatchSize = Positive | Literal["auto"]
+
+
+class Server(Section):
+    """A server that speaks the OpenAI completions protocol and holds the model; read with backend server alone."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")] | None
+    model: Annotated[str, Field(min_length=1)] | None
+    concurrent: Positive
+
+
+class Scoring(Section):
+    """The part of `evaluate` that decides how one model is scored, whatever it is scored on."""
+
+    backend: Backend
+    server: Server
     dtype: Dtype
-    num_fewshot: Annotated[int, Field(ge=0)]
-    batch_size: Positive
+    limit: Positive | None
+    batch_size: BatchSize
     max_length: Annotated[int, Field(ge=16)]
+
+
+class Answers(Section):
+    """Held-out questions that are answered: how many, how, and how many of them are saved to be read."""
+
     generations: Positive
     samples: Positive
     max_new_tokens: Positive
@@ -464,7 +483,37 @@ class Evaluate(Section):
     temperature: Annotated[float, Field(gt=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     repetition_penalty: Annotated[float, Field(ge=1)]
+
+
+class Evaluate(Scoring):
+    include_path: str
+    num_fewshot: Annotated[int, Field(ge=0)] | None
+    tasks: Annotated[list[Annotated[str, Field(pattern=r"^[\w][\w.-]*$")]], Field(min_length=1)]
+    retention: str
+    max_bytes_per_source: Positive | None
+    answers: Answers
     bootstrap_resamples: Annotated[int, Field(ge=100)]
+
+    @property
+    def scoring(self) -> Scoring:
+        """The keys of `Scoring` alone."""
+        return Scoring(**{key: getattr(self, key) for key in Scoring.model_fields})
+
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> Evaluate:
+        wrong = []
+        if twice := sorted({name for name in self.tasks if self.tasks.count(name) > 1}):
+            wrong.append(f"tasks names {', '.join(twice)} more than once")
+        if self.backend == "server" and (self.server.url is None or self.server.model is None):
+            wrong.append("backend is 'server': server.url and server.model must both be set")
+        elif self.backend == "server" and "{model}" not in f"{self.server.url} {self.server.model}":
+            wrong.append(
+                "backend is 'server': base and tuned would both be asked of one model; expected {model}, which becomes "
+                "base or merged, in server.url or in server.model"
+            )
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
 
 
 class Tracking(Section):
@@ -498,6 +547,10 @@ class Params(Section):
                 )
             if self.evaluate.dtype != "float32":
                 wrong.append(f"evaluate.dtype is {self.evaluate.dtype!r}; numerics: pinned needs 'float32'")
+            if self.evaluate.backend != "hf":
+                wrong.append(
+                    f"evaluate.backend is {self.evaluate.backend!r}; numerics: pinned needs 'hf', this process"
+                )
             if self.finetune.quantization.load_in_8bit:
                 wrong.append(
                     "finetune.quantization.load_in_8bit is true; numerics: pinned needs float32, and it takes float16"

@@ -69,3 +69,9 @@ def check(messages: Sequence[Message]) -> None:
         for token in TOKENS:
             if token in message["content"]:
                 raise ValueError(f"the text of a message contains {token}, which only the format itself may write")
+
+
+def plain(turns: Sequence[Message]) -> str:
+    """A conversation that ends with a question, as text for a model that knows no chat template."""
+    lines = [("Pytanie: " if turn["role"] == "user" else "Odpowiedź: ") + turn["content"] for turn in turns]
+    return "\n".join([*lines, "Odpowiedź:"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,32 @@ lora_alpha {{ p["finetune.lora.lora_alpha"] }}, {{ quantization }}, \
 
 ## Does the tuned model beat its base?
 
-Bits per byte on held-out text (less is better), with the 95 % interval of the paired difference.
+Verdict: **{{ e.verdict }}**{{ partial }}. {{ verdicts }}
 
-| held-out text | texts | base | tuned | difference | 95 % interval | relative |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: |
-{% for kind in ("answers", "documents") -%}
-{% set b = bits[kind] -%}
-| {{ kind }} | {{ b.texts }} | {{ "%.3f" % b.base }} | {{ "%.3f" % b.tuned }} | {{ "%+.3f" % b.difference }} \
-| {{ "%+.3f" % b.difference_low }} to {{ "%+.3f" % b.difference_high }} | {{ "%+.1f %%" % (100 * b.relative) }} |
-{% endfor %}
-`xz -9` needs {{ "%.3f" % bits.documents_xz }} bits per byte for the same documents. \
-{{ "%.0f %%" % (100 * m.evaluate_benchmarks.generations.closed) }} of \
-{{ m.evaluate_benchmarks.generations.answers }} generated answers close as the format wants.
+Bits per byte on held-out text (less is better), with the 95 % interval of the paired difference. The models' tokenizers
+differ, so perplexity by token would compare nothing.
+
+{{ bits }}
+
+`xz -9` needs {{ "%.3f" % e.bits_per_byte.documents_xz }} bits per byte for the same documents{{ partial }}. \
+In plain text the tuned model needs {{ "%.3f" % e.bits_per_byte.answers.tuned_plain }} for the answers{{ partial }}.
+
+{{ "%.0f %%" % (100 * e.generations.closed) }} of {{ e.generations.answers }} generated answers close as the format \
+wants{{ partial }}; at temperature zero {{ "%.0f %%" % (100 * e.generations.closed_greedy) }}{{ partial }}.
 
 ## Benchmarks
 
-lm_eval, {{ m.evaluate_benchmarks.num_fewshot }}-shot; ± is one standard error; the difference is paired by item.
+lm_eval; the base is asked in plain text, the tuned model in the WronAI format and, beside it, in plain text. The
+interval is of the difference between the base and the WronAI format, by a bootstrap over the items; what holds zero is
+called no difference. Of {{ intervals }} intervals at 95 %, about {{ "%.0f" % (intervals / 20) }} would miss zero by
+chance alone. Floor: the best of guessing, the majority class and, with few-shot examples, a character n-gram
+classifier trained on them.
+
+![differences](differences.svg)
 
 {{ benchmarks }}
+
+{{ counted }}
 
 ## Training
 
@@ -73,6 +83,8 @@ largest logit difference {{ "%.1e" % parity.max_logit_difference }}.
 *{{ s.register }}, {{ "closed" if s.closed else "not closed" }}*
 
 - tuned: {{ s.tuned | e | replace("\n", " ") }}
+- tuned, formal: {{ s.formal | e | replace("\n", " ") }}
+- tuned, informal: {{ s.informal | e | replace("\n", " ") }}
 - base: {{ s.base | e | replace("\n", " ") }}
 - reference: {{ s.reference | e | replace("\n", " ") }}
 
@@ -126,18 +138,30 @@ def markdown(found: dict[str, Any], config: params.Params) -> str:
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     model = config.model
     name = {"scratch": "a Mistral from scratch", "local": model.path, "hub": f"{model.repository} at {model.revision}"}
+    evaluated, partial = whole(found["evaluate_benchmarks"])
+    entries = [entry for by_metric in evaluated["benchmarks"].values() for entry in by_metric.values()]
     return environment.from_string(TEMPLATE).render(
         m=found,
+        e=evaluated,
         p=params.flatten(config),
         base=name[model.base],
-        bits=found["evaluate_benchmarks"]["bits_per_byte"],
+        partial=" (partial)" if partial else "",
+        verdicts=_verdicts(evaluated),
+        intervals=len(entries),
         quantization=_quantization(config.finetune.quantization),
         parities=_parities(found["merge_adapters"], config.finetune.quantization),
         merged_into=_merged_into(found["merge_adapters"], config.merge),
-        benchmarks=_benchmark_table(found["evaluate_benchmarks"]["benchmarks"]),
+        bits=_bits_table(evaluated["bits_per_byte"], partial=partial),
+        benchmarks=_benchmark_table(evaluated, found["clean_text"]["contamination"], partial=partial),
+        counted=_counted(evaluated["tasks"]),
         dropped=_dropped_table(found["clean_text"]),
         samples=found["samples"],
     )
+
+
+def whole(evaluated: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """What evaluate_benchmarks found, and whether it is of a part of the items (`evaluate.limit`)."""
+    return (evaluated["partial"], True) if "partial" in evaluated else (evaluated, False)
 
 
 def _quantization(settings: params.Quantization) -> str:
@@ -165,20 +189,117 @@ def _merged_into(merged: dict[str, Any], settings: params.Merge) -> str:
     return f"Merged into the {choice['chosen']} weights, of the lower validation loss: {losses}.\n\n"
 
 
-def _benchmark_table(benchmarks: dict[str, Any]) -> str:
+def _verdicts(evaluated: dict[str, Any]) -> str:
+    """What the verdict is made of, in words."""
+    bits = evaluated["bits_per_byte"]
+    parts = [f"held-out answers {bits['answers']['verdict']}", f"held-out documents {bits['documents']['verdict']}"]
+    if "help_of_question" in bits:
+        helps = bits["help_of_question"]
+        parts.append(
+            f"use of the question {helps['verdict']} (it saves {helps['base']:.3f} bits for each byte of an answer "
+            f"before and {helps['tuned']:.3f} after, {helps['difference']:+.3f}, {helps['difference_low']:+.3f} to "
+            f"{helps['difference_high']:+.3f})"
+        )
+    if "mean" in evaluated:
+        mean = evaluated["mean"]
+        parts.append(
+            f"the mean over {mean['tasks']} tasks {mean['verdict']} ({mean['base']:.3f} to {mean['tuned']:.3f}, "
+            f"{mean['difference']:+.3f}, {mean['difference_low']:+.3f} to {mean['difference_high']:+.3f})"
+        )
+    said = [f"{task} {metric}" for task, metric, entry in _entries(evaluated) if entry["verdict"] == "worse"]
+    return "; ".join(parts) + ". " + (f"Worse: {', '.join(said)}." if said else "No benchmark is worse.")
+
+
+def _entries(evaluated: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Each task and metric with its comparison, the metric that stands for the task first."""
+    return [
+        (task, metric, by_metric[metric])
+        for task, by_metric in sorted(evaluated["benchmarks"].items())
+        for metric in sorted(by_metric, key=lambda name: (name != evaluated["tasks"][task]["leading"], name))
+    ]
+
+
+def _bits_table(bits: dict[str, Any], *, partial: bool) -> str:
+    """A row for each kind of held-out text, and for each of its sources where there are several."""
+    rows = []
+    for kind in ("documents", "answers", "retention"):
+        by_source = bits[kind]["by_source"]
+        for name, entry in [(kind, bits[kind]), *((f"{kind}: {source}", by_source[source]) for source in by_source)]:
+            if name != kind and len(by_source) == 1 and kind != "retention":
+                continue
+            if kind == "retention" and name == kind and len(by_source) == 1:
+                continue
+            rows.append(
+                {
+                    "held-out text": name + " (partial)" * partial,
+                    "texts": entry["texts"],
+                    "base": f"{entry['base']:.3f}",
+                    "tuned": f"{entry['tuned']:.3f}",
+                    "difference": f"{entry['difference']:+.3f}",
+                    "95 % interval": f"{entry['difference_low']:+.3f} to {entry['difference_high']:+.3f}",
+                    "relative": f"{100 * entry['relative']:+.1f} %",
+                    "verdict": entry["verdict"],
+                }
+            )
+    return _table(pd.DataFrame(rows))
+
+
+def _benchmark_table(evaluated: dict[str, Any], contamination: dict[str, Any], *, partial: bool) -> str:
+    documents = evaluated["bits_per_byte"]["documents"]
+    parts = [("held-out Polish", documents)]
+    if len(documents["by_source"]) > 1:
+        parts += [(f"held-out Polish: {source}", entry) for source, entry in documents["by_source"].items()]
     rows = [
         {
-            "task": task,
-            "metric": metric,
-            "items": s["items"],
-            "base": f"{s['base']:.3f} ± {s['base_stderr']:.3f}",
-            "tuned": f"{s['tuned']:.3f} ± {s['tuned_stderr']:.3f}",
-            "difference": f"{s['difference']:+.3f} ± {s['difference_stderr']:.3f}",
+            "task": name + " (partial)" * partial,
+            "metric": "bits per byte, less is better",
+            "shots": "",
+            "items": s["texts"],
+            "floor": "",
+            "base": f"{s['base']:.3f}",
+            "tuned, plain": f"{s['tuned']:.3f}",
+            "tuned": "",
+            "difference": f"{s['difference']:+.3f}",
+            "95 % interval": f"{s['difference_low']:+.3f} to {s['difference_high']:+.3f}",
+            "verdict": s["verdict"],
+            "texts that quote it": "",
         }
-        for task, by_metric in sorted(benchmarks.items())
-        for metric, s in sorted(by_metric.items())
+        for name, s in parts
     ]
+    for task, metric, s in _entries(evaluated):
+        told = evaluated["tasks"][task]
+        floor = max(told["floors"].values()) if told["floors"] and metric.startswith("acc") else None
+        shared = contamination.get(task, {"documents": 0, "instructions": 0})
+        rows.append(
+            {
+                "task": task + " (partial)" * partial,
+                "metric": metric,
+                "shots": told["num_fewshot"],
+                "items": s["items"],
+                "floor": "" if floor is None else f"{floor:.3f}",
+                "base": f"{s['base']:.3f} ± {s['base_stderr']:.3f}",
+                "tuned, plain": f"{s['tuned_plain']:.3f}" if "tuned_plain" in s else "",
+                "tuned": f"{s['tuned']:.3f} ± {s['tuned_stderr']:.3f}",
+                "difference": f"{s['difference']:+.3f}",
+                "95 % interval": f"{s['difference_low']:+.3f} to {s['difference_high']:+.3f}",
+                "verdict": s["verdict"],
+                "texts that quote it": shared["documents"] + shared["instructions"],
+            }
+        )
     return _table(pd.DataFrame(rows))
+
+
+def _counted(tasks: dict[str, Any]) -> str:
+    """How many items were cut, did not end, or did not close, where any did."""
+    words = {"cut": "cut to fit into the context", "not_ended": "not ended", "not_closed": "not closed by the format"}
+    said = [
+        f"{task} {format_}: {count} {words[key]}"
+        for task, told in sorted(tasks.items())
+        for format_, counts in sorted(told["formats"].items())
+        for key, count in sorted(counts.items())
+        if count
+    ]
+    return "Counted: " + "; ".join(said) + "." if said else "No item was cut, and every answer ended."
 
 
 def _dropped_table(cleaned: dict[str, Any]) -> str:
@@ -199,31 +320,75 @@ def _table(frame: pd.DataFrame) -> str:
 
 def loss_curve(path: Path) -> str:
     """The losses by step in the CSV file `path` as an SVG image, the same bytes for the same numbers."""
+    frame = pd.read_csv(path)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for column, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
+            points = frame[["step", column]].dropna()
+            axes.plot(points["step"], points[column], style, label=label, markersize=4)
+        axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return _svg(draw, 3.2)
+
+
+def differences(path: Path) -> str:
+    """The differences in the CSV file `path` with their intervals as an SVG image: shares left, bits per byte right."""
+    frame = pd.read_csv(path).iloc[::-1]
+    colours = {"better": "#1a7f37", "worse": "#b3261e", "no difference": "#777777"}
+    bits = frame["metric"] == "bits_per_byte"
+
+    def draw(figure: Any) -> None:
+        for axes, rows, title in zip(
+            figure.subplots(1, 2, width_ratios=(3, 2)),
+            (frame[~bits], frame[bits]),
+            ("share right, tuned less base", "bits per byte, tuned less base"),
+            strict=True,
+        ):
+            for place, row in enumerate(rows.to_dict("records")):
+                axes.plot(
+                    [row["difference_low"], row["difference_high"]], [place, place], color=colours[row["verdict"]]
+                )
+                axes.plot(row["difference"], place, "o", color=colours[row["verdict"]], markersize=4)
+            metrics = [row["metric"] for row in rows.to_dict("records")]
+            names = [row["what"].removeprefix("wronai_") for row in rows.to_dict("records")]
+            labels = [
+                name if metric == "bits_per_byte" else f"{name} {metric}"
+                for name, metric in zip(names, metrics, strict=True)
+            ]
+            axes.set_yticks(range(len(rows)), labels)
+            axes.axvline(0, color="#222222", linewidth=0.8)
+            axes.set_title(title, fontsize=9)
+            axes.tick_params(labelsize=7)
+            axes.grid(axis="x", alpha=0.3)
+
+    return _svg(draw, 1.2 + 0.2 * int((~bits).sum()))
+
+
+def _svg(draw: Callable[[Any], None], height: float) -> str:
+    """What `draw` draws on a figure of `height` inches, as SVG without date or version."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.hashsalt": "wronai", "svg.fonttype": "path"})
     import matplotlib.pyplot as plt
 
-    frame = pd.read_csv(path)
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for column, label, style in (("loss", "training", "-"), ("eval_loss", "validation", "o-")):
-        points = frame[["step", column]].dropna()
-        axes.plot(points["step"], points[column], style, label=label, markersize=4)
-    axes.set(xlabel="optimizer step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = plt.figure(figsize=(7, height), layout="constrained")
+    draw(figure)
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     return out.getvalue()
 
 
-def page(text: str, curve: str) -> str:
-    """The Markdown `text` as one HTML page that needs no other file; the picture `curve` stands in it."""
+def page(text: str, pictures: dict[str, str]) -> str:
+    """The Markdown `text` as one HTML page that needs no other file; `pictures` are SVG images by file name."""
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    svg = curve[curve.index("<svg") :]
-    image = '<p><img src="loss_curve.svg" alt="loss curve" /></p>'
-    if image not in body:
-        raise ValueError("the report has no place for the loss curve")
-    return PAGE.replace("BODY", body.replace(image, svg))
+    for name, picture in pictures.items():
+        place = re.search(f'<p><img src="{re.escape(name)}" alt="[^"]*" /></p>', body)
+        if place is None:
+            raise ValueError(f"the report has no place for {name}")
+        body = body[: place.start()] + picture[picture.index("<svg") :] + body[place.end() :]
+    return PAGE.replace("BODY", body)

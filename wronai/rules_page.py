@@ -161,14 +161,6 @@ svg { width: 100%; height: 5rem; background: #f6f6f6; }
 <tr><td>documents with foreign paragraphs cut</td><td>{{ "{:,}".format(m.documents_cut) }}, in all
  {{ "{:,}".format(m.characters_cut) }} characters</td></tr>
 </table>
-<table>
-<tr><th>benchmark</th><th>items</th><th>too short to find</th><th>documents that share words</th>
-<th>conversations</th></tr>
-{% for name, b in m.contamination.items() %}
-<tr><td>{{ name }}</td><td class="n">{{ b["items"] }}</td><td class="n">{{ b.items_too_short }}</td>
-<td class="n">{{ b.documents }}</td><td class="n">{{ b.instructions }}</td></tr>
-{% endfor %}
-</table>
 <h2>Values and bounds</h2>
 <p>Every text that could be read, also those that another rule dropped first. What lies beyond a bound is red; the last
 bar holds all higher values too; heights are logarithmic.</p>

@@ -1,116 +1,347 @@
-"""Score a model: lm_eval's benchmarks, bits per byte with paired intervals, and answers to read."""
+"""Score one model: lm_eval's benchmarks item by item, nats of held-out texts, and answers to held-out questions."""
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
 import lzma
-import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 
-from wronai import params, prompt
-from wronai.progress import Progress
+from wronai import benchmarks, engines, floors, params, prefixes, prompt, tracking
+
+Format = Literal["plain", "wronai"]
+SCORES, ITEMS, SUMMARY = "scores.parquet", "items.parquet", "summary.json"
 
 
-def benchmarks(model: Any, tokenizer: Any, settings: params.Evaluate, seed: int, *, chat: bool) -> pd.DataFrame:
-    """Each item of `settings.tasks` as lm_eval scores it, in the columns task, item, metric, value; a row a metric.
+@dataclass
+class Scored:
+    """What a model scored on the tasks of a bundle.
 
-    With `chat` the question is asked through the tokenizer's chat template, else as plain text. Data sets are read
-    afresh: lm_eval's cache goes by path and time stamp. Raises ValueError for a task that `include_path` does not hold.
+    `scores`: a row for each task, format, metric and item. `items`: what was asked and said, a row for each task,
+    format and item. `summary`: for each task its version, number of examples, metrics and what went wrong how often.
     """
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["HF_DATASETS_CACHE"] = cache
-        import datasets
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
 
-        datasets.config.HF_DATASETS_CACHE = Path(cache)
-        datasets.disable_progress_bars()
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        manager = TaskManager(include_path=settings.include_path, include_defaults=False)
-        if unknown := [task for task in settings.tasks if task not in manager.all_tasks]:
-            raise ValueError(
-                f"evaluate.tasks: {settings.include_path} has no task {', '.join(unknown)}; it has "
-                f"{', '.join(sorted(manager.all_tasks)) or 'none'}"
-            )
-        results = simple_evaluate(
-            model=HFLM(
-                pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size, max_length=settings.max_length
-            ),
-            tasks=list(settings.tasks),
-            num_fewshot=settings.num_fewshot,
-            apply_chat_template=chat,
-            task_manager=manager,
-            bootstrap_iters=0,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-    rows = [
-        {
-            "task": task,
-            "item": sample["doc"].get("id", str(sample["doc_id"])),
-            "metric": metric,
-            "value": float(sample[metric]),
-        }
-        for task, samples in results["samples"].items()
-        for sample in samples
-        for metric in sample["metrics"]
-    ]
-    return pd.DataFrame(rows).sort_values(["task", "metric", "item"], ignore_index=True)
+    scores: pd.DataFrame
+    items: pd.DataFrame
+    summary: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write all of it to `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.scores.to_parquet(folder / SCORES, index=False)
+        self.items.to_parquet(folder / ITEMS, index=False)
+        tracking.write_json(folder / SUMMARY, self.summary)
 
 
-def compare(base: pd.DataFrame, tuned: pd.DataFrame) -> dict[str, dict[str, dict[str, float | int]]]:
-    """By task and metric: mean and standard error of both models over the same items, and of the paired difference."""
-    both = paired(base, tuned, ["task", "item", "metric"])
-    found: dict[str, dict[str, dict[str, float | int]]] = {}
-    for (task, metric), rows in both.groupby(["task", "metric"]):
-        before, after = (rows[f"value_{name}"].to_numpy(np.float64) for name in ("base", "tuned"))
-        entry: dict[str, float | int] = {"items": len(rows)}
-        for name, values in (("base", before), ("tuned", after), ("difference", after - before)):
-            entry[name] = float(values.mean())
-            entry[f"{name}_stderr"] = float(values.std(ddof=1) / math.sqrt(len(values)))
-        found.setdefault(str(task), {})[str(metric)] = entry
+def score_bundle(
+    engine: Any, bundle: Path, settings: params.Scoring, num_fewshot: int | None, seed: int, formats: Sequence[Format]
+) -> Scored:
+    """Ask `engine` every item of the tasks in `bundle` (or `settings.limit` of each), once in each of `formats`.
+
+    Before each item stand `num_fewshot` examples, or with None as many as its task says.
+
+    In the WronAI format the question goes through the chat template, in the register that the task's metadata names,
+    and a conversation as its turns; a task of `format: raw` writes the format itself. What is generated is greedy.
+    """
+    with benchmarks.fresh_cache():
+        tasks = benchmarks.load(bundle)
+        parts = []
+        for format_ in formats:
+            for (register, raw), names in _alike(tasks, format_).items():
+                if raw and format_ == "plain" and "wronai" in formats:
+                    continue  # asked in the WronAI format whatever the format: once is enough
+                engine.register = register
+                engine.turns = _turns([tasks[name] for name in names]) if format_ == "wronai" else {}
+                engine.too_long, engine.generated = set(), {}
+                results = _evaluate(
+                    engine,
+                    [tasks[name] for name in names],
+                    settings.limit,
+                    num_fewshot,
+                    seed,
+                    chat=format_ == "wronai" and not raw,
+                )
+                parts.append((format_, results, set(engine.too_long), dict(engine.generated)))
+        found = _gathered(tasks, parts, benchmarks.manifest(bundle)["tasks"], seed)
+        for name, entry in found.summary.items():
+            entry["floors"] = _floors(tasks[name], num_fewshot, settings.limit, seed)
     return found
 
 
-def paired(base: pd.DataFrame, tuned: pd.DataFrame, on: list[str]) -> pd.DataFrame:
-    """A row for each thing that both were scored on. Raises ValueError if one was scored on more than the other."""
-    both = base.merge(tuned, on=on, suffixes=("_base", "_tuned"), validate="one_to_one")
-    if not len(both) == len(base) == len(tuned):
-        raise ValueError(
-            f"base and tuned were not scored on the same: {len(base)} and {len(tuned)} rows, {len(both)} of them agree "
-            f"in {', '.join(on)}"
-        )
-    return both
+def _floors(task: Any, num_fewshot: int | None, limit: int | None, seed: int) -> dict[str, float]:
+    """What needs no language model for a task of choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return {}
+    docs = list(zip(range(limit or len(task.eval_docs)), task.eval_docs, strict=False))
+    asked = [benchmarks.item_of(task, doc, number, task.config.task) for number, doc in docs]
+    if len({item.choices for item in asked}) > 1:
+        return floors.floors(asked, asked, [])
+    return floors.floors(asked, benchmarks.labelled(task), benchmarks.examples(task, num_fewshot, limit, seed))
 
 
-@torch.no_grad()
-def nats(model: Any, context: Sequence[int], target: Sequence[int], max_length: int) -> float:
-    """Negative log-likelihood in nats of the ids `target` after the ids `context`, which must not be empty.
+def _alike(tasks: dict[str, Any], format_: Format) -> dict[tuple[prompt.Register, bool], list[str]]:
+    """The names of the tasks by the register that they are asked in, and whether they write the format themselves."""
+    found: dict[tuple[prompt.Register, bool], list[str]] = {}
+    for name, task in tasks.items():
+        told = task.config.metadata or {}
+        register: prompt.Register = told.get("register", "neutral") if format_ == "wronai" else "neutral"
+        found.setdefault((register, told.get("format") == "raw"), []).append(name)
+    return found
 
-    What does not fit into `max_length` positions is scored in windows that overlap by half, so that every token but
-    the first ones has at least half a window before it.
+
+def _turns(tasks: Sequence[Any]) -> dict[str, Sequence[prompt.Message]]:
+    """The conversations of tasks whose metadata names a column of messages, by the plain text that lm_eval asks."""
+    return {
+        task.doc_to_text(doc): doc[column]
+        for task in tasks
+        if (column := (task.config.metadata or {}).get("messages"))
+        for doc in task.eval_docs
+    }
+
+
+def _evaluate(
+    engine: Any, tasks: Sequence[Any], limit: int | None, num_fewshot: int | None, seed: int, *, chat: bool
+) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    for task in tasks:
+        if task.OUTPUT_TYPE == "generate_until":
+            task.set_config("generation_kwargs", {"do_sample": False, "temperature": 0.0}, update=True)
+    found: dict[str, Any] = simple_evaluate(
+        model=engine,
+        tasks=list(tasks),
+        num_fewshot=num_fewshot,
+        limit=limit,
+        apply_chat_template=chat,
+        task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
+        random_seed=seed,
+        numpy_random_seed=seed,
+        torch_random_seed=seed,
+        fewshot_random_seed=seed,
+    )
+    return found
+
+
+def _gathered(
+    tasks: dict[str, Any],
+    parts: Sequence[tuple[Format, dict[str, Any], set[str], dict[str, engines.Generation]]],
+    described: dict[str, Any],
+    seed: int,
+) -> Scored:
+    scores: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
+    summary: dict[str, Any] = {}
+    for format_, results, too_long, generated in parts:
+        for name, samples in results["samples"].items():
+            metrics = [key.split(",")[0] for key in results["results"][name] if "," in key and "_stderr" not in key]
+            entry = summary.setdefault(
+                name,
+                {
+                    "version": str(results["versions"][name]),
+                    "num_fewshot": results["n-shot"][name],
+                    "seed": seed,
+                    "items": results["n-samples"][name]["effective"],
+                    "items_of_task": described[name]["items"],
+                    "leading": _leading(tasks[name], metrics),
+                    "higher_is_better": {
+                        metric: bool(better) for metric, better in results["higher_is_better"][name].items()
+                    },
+                    "formats": {},
+                },
+            )
+            rows = [_item(name, format_, sample, too_long, generated) for sample in samples]
+            items += rows
+            scores += [
+                {
+                    "task": name,
+                    "format": format_,
+                    "metric": _metric(metric, sample["filter"]),
+                    "item": row["item"],
+                    "value": float(sample[metric]),
+                }
+                for row, sample in zip(rows, samples, strict=True)
+                for metric in sample["metrics"]
+                if isinstance(sample[metric], int | float | np.number)
+            ]
+            entry["formats"][format_] = _counted(rows)
+    frame = pd.DataFrame(scores).sort_values(["task", "format", "metric", "item"], ignore_index=True)
+    return Scored(frame, pd.DataFrame(items).sort_values(["task", "format", "item"], ignore_index=True), summary)
+
+
+def _metric(name: str, of: str) -> str:
+    """A metric's name, with the filter of lm_eval that it was computed after where there is one."""
+    return name if of == "none" else f"{name},{of}"
+
+
+def _leading(task: Any, metrics: Sequence[str]) -> str:
+    """The metric that stands for a task in a mean: the first that its YAML lists."""
+    listed = [entry["metric"] for entry in task.config.metric_list or [] if isinstance(entry["metric"], str)]
+    return next((metric for metric in listed if metric in metrics), metrics[0])
+
+
+def _item(
+    task: str, format_: Format, sample: dict[str, Any], too_long: set[str], generated: dict[str, engines.Generation]
+) -> dict[str, Any]:
+    contexts = [arguments[0] for arguments in sample["arguments"]]
+    said = generated.get(contexts[0])
+    likelihoods = [float(answer[0]) for answer in sample["filtered_resps"] if isinstance(answer, list | tuple)]
+    return {
+        "task": task,
+        "format": format_,
+        "item": benchmarks.item_id(sample["doc"], sample["doc_id"]),
+        "doc": json.dumps(sample["doc"], ensure_ascii=False, default=str),
+        "prompt": contexts[0],
+        "target": str(sample["target"]),
+        "loglikelihoods": likelihoods,  # nats, of each choice
+        "prediction": int(np.argmax(likelihoods)) if likelihoods else None,
+        "answer": said.text if said else None,
+        "tokens": said.tokens if said else None,
+        "ended": said.ended if said else None,
+        "closed": said.closed if said and format_ == "wronai" else None,
+        "cut": any(context in too_long for context in contexts),
+    }
+
+
+def _counted(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """How many items were cut to fit into the context, and how many answers did not end, or not close."""
+    found = {"cut": sum(row["cut"] for row in rows)}
+    if any(row["ended"] is not None for row in rows):
+        found["not_ended"] = sum(row["ended"] is False for row in rows)
+    if any(row["closed"] is not None for row in rows):
+        found["not_closed"] = sum(row["closed"] is False for row in rows)
+    return found
+
+
+def windows(ids: Sequence[int], first: int, max_length: int) -> list[prefixes.Request]:
+    """Requests of at most `max_length` ids that score each of `ids` from `first` on once.
+
+    What does not fit into one is scored in windows that overlap by half, so that every token but the first ones has at
+    least half a window before it. `first` is at least 1.
     """
-    ids, total, done = [*context, *target], 0.0, len(context)
+    found, done = [], first
     while done < len(ids):
         start = max(0, min(done - max_length // 2, len(ids) - max_length))
-        window = torch.tensor([ids[start : start + max_length]], device=model.device)
-        logprobs = model(input_ids=window, use_cache=False).logits[0].float().log_softmax(-1)
-        end = start + window.shape[1]
-        scored = torch.arange(done, end, device=model.device)
-        total -= float(logprobs[scored - 1 - start, window[0, scored - start]].sum())
+        end = min(start + max_length, len(ids))
+        found.append(prefixes.Request(tuple(ids[start:end]), done - start))
         done = end
-    return total
+    return found
+
+
+def nats(engine: Any, texts: Sequence[tuple[Sequence[int], int]], max_length: int, what: str) -> list[float]:
+    """Negative log-likelihood in nats of the ids of each text from a place on, after all before it."""
+    asked = [windows(ids, first, max_length) for ids, first in texts]
+    found = iter(engine.score([window for of_text in asked for window in of_text], what, "windows"))
+    return [-sum(next(found)[0] for _ in of_text) for of_text in asked]
+
+
+def score_documents(engine: Any, documents: Sequence[dict[str, Any]], max_length: int) -> pd.DataFrame:
+    """Columns source, id, nats, bytes: each text after the begin token, with its UTF-8 bytes.
+
+    Without a begin token the end token stands before it, as between the documents of a base that has none.
+    """
+    tokenizer = engine.tokenizer
+    begin = tokenizer.eos_token_id if tokenizer.bos_token is None else tokenizer.bos_token_id
+    texts = [([begin, *tokenizer(row["text"], add_special_tokens=False)["input_ids"]], 1) for row in documents]
+    return pd.DataFrame(
+        {
+            "source": [row["source"] for row in documents],
+            "id": [row["id"] for row in documents],
+            "nats": nats(engine, texts, max_length, "documents"),
+            "bytes": [len(row["text"].encode()) for row in documents],
+        }
+    )
+
+
+def score_answers(engine: Any, examples: Sequence[dict[str, Any]], max_length: int, *, chat: bool) -> pd.DataFrame:
+    """Columns source, id, nats, bytes: the words of the answers in each conversation, after all that comes before them.
+
+    With `chat` in the WronAI format, else as plain text („Pytanie: …, „Odpowiedź: …). The tokens that close an answer
+    are scored in neither, since a base has nothing to close.
+    """
+    tokenizer = engine.tokenizer
+    texts: list[tuple[Sequence[int], int]] = []
+    owners: list[int] = []
+    sizes = [0] * len(examples)
+    for number, example in enumerate(examples):
+        for end in range(2, len(example["messages"]) + 1, 2):
+            turns, answer = example["messages"][: end - 1], example["messages"][end - 1]["content"]
+            before = engines.asked(tokenizer, turns, example["register"], chat=chat)
+            spoken = answer if chat else f" {answer}"
+            context, both = (
+                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + spoken)
+            )
+            # the whole text's ids: an answer by itself might be given a leading space of its own
+            room = max(1, max_length - (len(both) - len(context)))
+            start = max(0, len(context) - room)
+            texts.append((both[start:], len(context) - start))
+            owners.append(number)
+            sizes[number] += len(answer.encode())
+    totals = [0.0] * len(examples)
+    for number, found in zip(owners, nats(engine, texts, max_length, "answers"), strict=True):
+        totals[number] += found
+    return pd.DataFrame(
+        {
+            "source": [row["source"] for row in examples],
+            "id": [row["id"] for row in examples],
+            "nats": totals,
+            "bytes": sizes,
+        }
+    )
+
+
+def exchanged(examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each conversation with the questions of another, of the same register and number of turns, before its answers.
+
+    One that has no such other is left out.
+    """
+    alike: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for example in examples:
+        alike.setdefault((example["register"], len(example["messages"])), []).append(example)
+    return [
+        {
+            **example,
+            "messages": [
+                own if own["role"] == "assistant" else others
+                for own, others in zip(example["messages"], other["messages"], strict=True)
+            ],
+        }
+        for of_kind in alike.values()
+        if len(of_kind) > 1
+        for example, other in zip(of_kind, [*of_kind[1:], of_kind[0]], strict=True)
+    ]
+
+
+def answer(
+    engine: Any,
+    questions: Sequence[tuple[Sequence[prompt.Message], prompt.Register]],
+    settings: params.Answers,
+    seed: int,
+    *,
+    chat: bool,
+    greedy: bool,
+) -> list[engines.Generation]:
+    """What the model answers to each (turns, register), sampled as `settings` say, or `greedy`."""
+    how: dict[str, Any] = {
+        "max_gen_toks": settings.max_new_tokens,
+        "until": [] if chat else ["\nPytanie:"],
+        "repetition_penalty": settings.repetition_penalty,
+        "do_sample": settings.do_sample and not greedy,
+    }
+    if how["do_sample"]:
+        how |= {"temperature": settings.temperature, "top_p": settings.top_p}
+    asked = [(engines.asked(engine.tokenizer, turns, register, chat=chat), how) for turns, register in questions]
+    torch.manual_seed(seed)
+    found: list[engines.Generation] = engine.generate(asked)
+    return found
 
 
 def sample(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -119,137 +350,27 @@ def sample(rows: Sequence[dict[str, Any]], count: int, seed: int) -> list[dict[s
     return [rows[row] for row in drawn]
 
 
-def score_documents(model: Any, tokenizer: Any, documents: Sequence[dict[str, Any]], max_length: int) -> pd.DataFrame:
-    """Columns id, nats, bytes: each text after the begin token, with its UTF-8 bytes.
+def some(documents: Sequence[dict[str, Any]], max_bytes: int | None, limit: int | None) -> list[dict[str, Any]]:
+    """Of each source the documents that come first by a hash of their text, up to `max_bytes` and `limit` of them.
 
-    Without a begin token the end token stands before it, as between the documents of a base that has none.
+    A document that would go beyond `max_bytes` is left out, and so are those after it; the first is always taken.
     """
-    begin = tokenizer.eos_token_id if tokenizer.bos_token is None else tokenizer.bos_token_id
-    sizes = [len(document["text"].encode()) for document in documents]
-    progress = Progress("documents", sum(sizes), "bytes")
-    rows = []
-    for document, size in zip(documents, sizes, strict=True):
-        ids = tokenizer(document["text"], add_special_tokens=False)["input_ids"]
-        rows.append((document["id"], nats(model, [begin], ids, max_length), size))
-        progress.add(size)
-    progress.close()
-    return pd.DataFrame(rows, columns=["id", "nats", "bytes"])
-
-
-def score_answers(
-    model: Any, tokenizer: Any, examples: Sequence[dict[str, Any]], max_length: int, *, chat: bool
-) -> pd.DataFrame:
-    """Columns id, nats, bytes: the words of the answers in each conversation, after all that comes before them.
-
-    With `chat` in the WronAI format, else as plain text („Pytanie: …, „Odpowiedź: …). The tokens that close an answer
-    are scored in neither, since a base has nothing to close.
-    """
-    progress = Progress("answers", len(examples), "conversations")
-    rows = []
-    for example in examples:
-        total, size = 0.0, 0
-        for end in range(2, len(example["messages"]) + 1, 2):
-            turns, answer = example["messages"][: end - 1], example["messages"][end - 1]["content"]
-            before = asked(tokenizer, turns, example["register"], chat=chat)
-            spoken = answer if chat else f" {answer}"
-            context, both = (
-                tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, before + spoken)
-            )
-            target = both[len(context) :]  # by itself a tokenizer might give it a leading space of its own
-            context = context[-max(1, max_length - len(target)) :]
-            total += nats(model, context, target, max_length)
-            size += len(answer.encode())
-        rows.append((example["id"], total, size))
-        progress.add(1)
-    progress.close()
-    return pd.DataFrame(rows, columns=["id", "nats", "bytes"])
-
-
-def asked(tokenizer: Any, turns: Sequence[prompt.Message], register: prompt.Register, *, chat: bool) -> str:
-    """The text after which an answer to the last of `turns` comes: in the WronAI format with `chat`, else plain."""
-    if not chat:
-        return (tokenizer.bos_token or "") + plain(turns)
-    return str(tokenizer.apply_chat_template(turns, register=register, add_generation_prompt=True, tokenize=False))
-
-
-def plain(turns: Sequence[prompt.Message]) -> str:
-    """A conversation that ends with a question, as text for a model that knows no chat template."""
-    lines = [("Pytanie: " if turn["role"] == "user" else "Odpowiedź: ") + turn["content"] for turn in turns]
-    return "\n".join([*lines, "Odpowiedź:"])
-
-
-def bits_per_byte(scores: pd.DataFrame) -> float:
-    """Bits that the model needs for each byte of all texts together; comparable between tokenizers."""
-    return float(scores["nats"].sum() / math.log(2) / scores["bytes"].sum())
-
-
-def compare_bits(base: pd.DataFrame, tuned: pd.DataFrame, resamples: int, seed: int) -> dict[str, float | int]:
-    """Bits per byte of both models on the same texts, and the 95 % interval of the difference, tuned less base.
-
-    The interval is a percentile bootstrap that resamples texts, keeping each text's two scores together.
-    """
-    both = paired(base, tuned, ["id", "bytes"])
-    columns = [both[name].to_numpy(np.float64) for name in ("nats_base", "nats_tuned", "bytes")]
-    draws = np.random.Generator(np.random.PCG64(seed)).integers(0, len(both), (resamples, len(both)))
-    in_base, in_tuned, size = (column[draws].sum(axis=1) for column in columns)
-    low, high = np.percentile((in_tuned - in_base) / size / math.log(2), [2.5, 97.5])
-    before, after = bits_per_byte(base), bits_per_byte(tuned)
-    return {
-        "texts": len(both),
-        "bytes": int(columns[2].sum()),
-        "base": before,
-        "tuned": after,
-        "difference": after - before,
-        "difference_low": float(low),
-        "difference_high": float(high),
-        "relative": after / before - 1,
-    }
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for row in documents:
+        by_source.setdefault(row["source"], []).append(row)
+    kept: list[dict[str, Any]] = []
+    for _, rows in sorted(by_source.items()):
+        size = 0
+        order = sorted(rows, key=lambda row: hashlib.sha256(row["text"].encode()).digest())
+        for place, row in enumerate(order[:limit]):
+            size += len(row["text"].encode())
+            if place and max_bytes is not None and size > max_bytes:
+                break
+            kept.append(row)
+    return kept
 
 
 def xz_bits_per_byte(texts: Iterable[str]) -> float:
     """What `xz -9` needs for each byte of the texts, one after another: a floor for a model worth tuning."""
     data = "\n\n".join(texts).encode()
     return len(lzma.compress(data, preset=9)) * 8 / len(data)
-
-
-@torch.no_grad()
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], settings: params.Evaluate, seed: int) -> list[list[int]]:
-    """The ids that `model` generates after each of `prompts`, up to and with its end token, padding left out."""
-    torch.manual_seed(seed)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token  # it stands on the left and is masked
-    sampling = {"temperature": settings.temperature, "top_p": settings.top_p} if settings.do_sample else {}
-    progress = Progress("answering", len(prompts), "questions")
-    answers: list[list[int]] = []
-    for start in range(0, len(prompts), settings.batch_size):
-        batch = tokenizer(
-            list(prompts[start : start + settings.batch_size]),
-            add_special_tokens=False,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(model.device)
-        batch.pop("token_type_ids", None)
-        out = model.generate(
-            **batch,
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=settings.do_sample,
-            repetition_penalty=settings.repetition_penalty,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **sampling,
-        )
-        for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            end = row.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in row else len(row)
-            answers.append(row[:end])
-        progress.add(len(batch["input_ids"]))
-    progress.close()
-    return answers
-
-
-def is_closed(ids: Sequence[int], tokenizer: Any, register: prompt.Register) -> bool:
-    """Whether an answer ends as the format wants, with each closing token once: `</answer>…</polish>` and the end."""
-    wrapped = [f"</{register}>"] if register != "neutral" else []
-    closing = tokenizer.convert_tokens_to_ids([prompt.ANSWER_END, *wrapped, "</polish>", tokenizer.eos_token])
-    own = set(tokenizer.convert_tokens_to_ids([*prompt.TOKENS, tokenizer.eos_token]))
-    return bool([token for token in ids if token in own] == closing == list(ids[-len(closing) :]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -80,21 +81,29 @@ class Record:
 class Report:
     """Takes the metrics of a running stage: `report(metrics)` once, `log` as it goes, `measure` for what varies."""
 
-    def __init__(self, name: str, config: params.Params, sections: list[str], root: Path) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, config: params.Params, sections: list[str], root: Path, instance: str | None = None
+    ) -> None:
+        self.name = name if instance is None else f"{name}@{instance}"
         self.metrics: dict[str, Any] | None = None
+        self._kept = Path("metrics") / f"{self.name}.json"
         self._config = config
         self._sections = sections
         self._root = root
         flat = params.select(config, sections)
         self._store = _Store(root, config.tracking.experiment)
-        self._record = Record(name, flat, {"wronai.kind": "stage", "wronai.stage": name, **_provenance(root)})
+        tags = {"wronai.kind": "stage", "wronai.stage": name, **_provenance(root)}
+        self._record = Record(self.name, flat, tags)
         self._store.open(self._record)
         self._machine = _Machine(self._record)
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """State the stage's metrics: nested mappings of numbers and short strings, the same on every run."""
         self.metrics = dict(metrics)
+
+    def read(self, path: Path) -> None:
+        """State the metrics that an instance of a stage left in the JSON file `path`, which is part of its out."""
+        self.metrics, self._kept = json.loads(path.read_text(encoding="utf-8")), path
 
     def log(self, step: int, **values: float) -> None:
         """Add a point to each live curve in MLflow, such as the loss at optimizer step `step`."""
@@ -106,21 +115,21 @@ class Report:
         """Note what differs from run to run (seconds, tokens/s, bytes of memory): for MLflow, not for metrics/."""
         self._record.metrics |= {f"measured.{key}": float(value) for key, value in values.items()}
 
-    def parent(self, metrics: Path, stages: Mapping[str, list[str]]) -> None:
+    def parent(self, stages: Mapping[str, Made]) -> None:
         """Record the pipeline's state as one parent run over the stage runs that this execution made.
 
-        `metrics` is the folder of the JSON files; `stages` gives for each stage the sections of params.yaml it reads.
-        Stages that DVC restored are there too, with what was measured when they ran.
+        `stages` is what `made` gives, without the stage that calls this. Stages that DVC restored are there too, with
+        what was measured when they ran.
         """
-        self._store.publish(self._config, metrics, stages, self._record, self._root)
+        self._store.publish(self._config, stages, self._record)
 
     def finish(self, status: str) -> None:
         """Write metrics/<stage>.json if the stage ended well, then close its MLflow run."""
         self._machine.stop()
         if status == "FINISHED" and self.metrics is not None:
-            path = Path("metrics") / f"{self.name}.json"
-            write_json(path, self.metrics)
-            self._record.tags["wronai.state"] = _state(self.name, path, self._config, self._sections)
+            if self._kept.parent == Path("metrics"):
+                write_json(self._kept, self.metrics)
+            self._record.tags["wronai.state"] = _state(self.name, self._kept, self._config, self._sections)
             self._record.metrics |= _numbers(self.metrics)
         self._record.metrics["measured.seconds"] = time.time() - self._record.started / 1000
         self._record.metrics["measured.peak_memory_bytes"] = float(_peak_memory())
@@ -129,8 +138,10 @@ class Report:
 
 
 @contextlib.contextmanager
-def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
+def stage(name: str, instance: str | None = None) -> Iterator[tuple[params.Params, Report]]:
     """Run the body as the stage `name`, in the root of the project; yields the parameters and where to report.
+
+    `instance` tells the runs of a stage with a matrix apart, as DVC does after the @.
 
     A user's mistake (ValueError or OSError) ends the process with exit code 1 and its message, without a traceback
     unless WRONAI_TRACEBACK is set. The sources of the stage are checked to be unchanged at the end, since DVC hashes
@@ -146,14 +157,13 @@ def stage(name: str) -> Iterator[tuple[params.Params, Report]]:
     os.environ.update(QUIET)
     for place in PLACE:
         os.environ.pop(place, None)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")  # the libraries' bars fill a log otherwise
+    os.environ.setdefault("TQDM_DISABLE", "1")  # stages say how far they are in lines of their own
     if config.model.base != "hub" and all(source.kind != "hub" for source in config.data.sources):
         os.environ["HF_HUB_OFFLINE"] = "1"
     hush()
     numerics.choose(config.numerics)
     before = _sources(graph[name].sources)
-    report = Report(name, config, graph[name].sections, store_root())
+    report = Report(name, config, graph[name].sections, store_root(), instance)
     try:
         yield config, report
         if changed := [path for path, digest in _sources(graph[name].sources).items() if before.get(path) != digest]:
@@ -179,7 +189,8 @@ def hush() -> None:
     """Silence what the pinned libraries say of each other: names that one deprecates and another still calls."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,37 @@ def declared(path: Path) -> dict[str, Declared]:
         )
         for name, entry in params.read(path)["stages"].items()
     }
+
+
+@dataclass(frozen=True)
+class Made:
+    """Where a stage, or an instance of one, leaves its metrics, and the sections of params.yaml that it reads."""
+
+    metrics: Path
+    sections: list[str]
+
+
+def made(path: Path, config: params.Params) -> dict[str, Made]:
+    """Every stage of the dvc.yaml at `path`, those with a matrix once for each instance, named as DVC names them.
+
+    A stage's metrics stand in metrics/, an instance's in the summary.json of its first out.
+    """
+    flat = params.flatten(config)
+    found: dict[str, Made] = {}
+    for name, entry in params.read(path)["stages"].items():
+        sections = [str(section) for section in entry.get("params", [])]
+        if "matrix" not in entry:
+            found[name] = Made(Path("metrics") / f"{name}.json", sections)
+            continue
+        axes = {
+            axis: flat[values[2:-1]] if isinstance(values, str) else values for axis, values in entry["matrix"].items()
+        }
+        for chosen in itertools.product(*axes.values()):
+            out = str(entry["outs"][0])
+            for axis, value in zip(axes, chosen, strict=True):
+                out = out.replace(f"${{item.{axis}}}", value)
+            found[f"{name}@{'-'.join(chosen)}"] = Made(Path(out) / "summary.json", sections)
+    return found
 
 
 def store_root() -> Path:
@@ -288,9 +330,7 @@ class _Store:
         self._keep(record)
         self._try(lambda: self._mirror(record))
 
-    def publish(
-        self, config: params.Params, metrics: Path, stages: Mapping[str, list[str]], record: Record, root: Path
-    ) -> None:
+    def publish(self, config: params.Params, stages: Mapping[str, Made], record: Record) -> None:
         execution = record.tags["wronai.execution"]
         parent = Record(
             name=os.environ.get("DVC_EXP_NAME") or record.tags.get("wronai.commit", "uncommitted")[:9],
@@ -299,12 +339,12 @@ class _Store:
         )
         del parent.tags["wronai.stage"]
         states = {}
-        for name, sections in stages.items():
-            path = metrics / f"{name}.json"
-            if path.exists():
-                states[name] = _state(name, path, config, sections)
-                read = json.loads(path.read_text(encoding="utf-8"))
-                parent.metrics |= {f"{name}.{key}": value for key, value in _numbers(read).items()}
+        for name, stage in stages.items():
+            if stage.metrics.exists():
+                states[name] = _state(name, stage.metrics, config, stage.sections)
+                if "@" not in name:  # what instances found, a later stage brings together
+                    read = json.loads(stage.metrics.read_text(encoding="utf-8"))
+                    parent.metrics |= {f"{name}.{key}": value for key, value in _numbers(read).items()}
         parent.tags["wronai.state"] = hashlib.sha256("".join(states.values()).encode()).hexdigest()
         parent.tags["wronai.states"] = json.dumps(states)
         parent.tags["wronai.execution"] = execution
