@@ -55,11 +55,12 @@ def evaluate_benchmarks(
 
 
 def _forget(scores: Path, tasks: Sequence[str]) -> None:
-    for model in MODELS:
-        for folder in sorted((scores / model).iterdir()) if (scores / model).is_dir() else []:
-            if folder.name not in (*tasks, "text"):
-                print(f"{folder}: of no entry of evaluate.tasks any more; removed", flush=True)
-                shutil.rmtree(folder)
+    """Remove what no stage of now has made: DVC hashes the folder as a whole, on a fresh clone without it."""
+    kept = {scores / model / name for model in MODELS for name in (*tasks, "text")}
+    for path in sorted([*scores.glob("*"), *scores.glob("*/*")]):
+        if path not in kept and not any(path in inner.parents for inner in kept):
+            print(f"{path}: of no entry of evaluate.tasks any more; removed", flush=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> tuple[pd.DataFrame, dict[str, Any]]:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -173,6 +174,18 @@ def test_a_folder_of_tasks_becomes_a_bundle_that_needs_it_no_more(tasks: Path, o
     assert list(benchmarks.manifest(bundle)["tasks"]) == ["other", "quiz"]
 
 
+def test_what_is_included_may_include_too(tasks: Path, out: Path) -> None:
+    define(tasks / "polish", include="first", doc_to_text=None)
+    (tasks / "polish/first").write_text(yaml({"include": ["../second", "third"]}))
+    (tasks / "second").write_text(yaml({"doc_to_text": "{{question}}", "description": "Odpowiedz."}))
+    (tasks / "polish/third").write_text(yaml({"description": "Wybierz."}))
+    prepare(tasks, "polish")
+    shutil.rmtree(tasks)
+    assert items(out / "polish")["quiz"] == ITEMS
+    with benchmarks.fresh_cache():
+        assert benchmarks.load(out / "polish")["quiz"].config.description == "Wybierz."
+
+
 def test_what_a_task_includes_from_elsewhere_is_refused(tasks: Path) -> None:
     file = define(tasks / "polish", include="../../common.yaml")
     common = tasks.parent / "common.yaml"
@@ -218,14 +231,20 @@ def test_items_that_changed_under_the_same_path_are_read_afresh(tasks: Path, out
     assert items(out / "polish")["quiz"][0].text == "Czy 0 to mało?"
 
 
-def test_data_sets_leave_the_process_as_it_was(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("named", [None, "/somewhere"])
+def test_a_fresh_cache_leaves_the_process_as_it_was(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    monkeypatch.setenv("HF_DATASETS_CACHE", "/somewhere")
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    if named is not None:
+        monkeypatch.setenv("HF_DATASETS_CACHE", named)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before = datasets.config.HF_DATASETS_CACHE
-    define(tasks / "polish")
-    prepare(tasks, "polish")
-    assert (before, "/somewhere") == (datasets.config.HF_DATASETS_CACHE, os.environ["HF_DATASETS_CACHE"])
+    with benchmarks.fresh_cache():
+        inside = Path(datasets.config.HF_DATASETS_CACHE)
+        assert os.environ["HF_DATASETS_CACHE"] == str(inside) != str(before)
+    assert (datasets.config.HF_DATASETS_CACHE, os.environ.get("HF_DATASETS_CACHE")) == (before, named)
+    assert not inside.exists() and not sys.dont_write_bytecode
 
 
 def test_reading_a_bundle_changes_none_of_its_bytes(tasks: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -713,6 +732,8 @@ def test_examples_are_those_that_lm_eval_puts_before_each_item(
                 fewshot_random_seed=seed,
             )
         assert [len(shots) for shots in found] == [expected] * (limit or 4)
+        drawn = {shot.text.split()[0] for shots in found for shot in shots}
+        assert drawn <= ({"Ćwiczenie"} if {"train", "samples"} & set(re.findall(r"\w+", str(changes))) else {"Czy"})
         contexts = [
             "".join(f"{shot.text} {shot.choices[shot.gold]}\n\n" for shot in shots) + item.text  # type: ignore[index]
             for shots, item in zip(found, ITEMS, strict=False)

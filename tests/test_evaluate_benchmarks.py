@@ -216,8 +216,12 @@ def test_what_is_left_of_an_entry_that_is_gone_is_removed(
     out, found = evaluated
     shutil.copytree(out / "scores", tmp_path / "scores")
     shutil.copytree(out / "scores" / "base" / "mine", tmp_path / "scores" / "base" / "old")
+    shutil.copytree(out / "scores" / "base", tmp_path / "scores" / "another")
+    (tmp_path / "scores" / "left.parquet").write_bytes(b"")
     assert evaluate(tmp_path / "scores", tmp_path) == found
-    assert sorted(path.name for path in (tmp_path / "scores" / "base").iterdir()) == ["mine", "text"]
+    left = [path.relative_to(tmp_path / "scores").as_posix() for path in (tmp_path / "scores").glob("*/*")]
+    assert sorted(left) == ["base/mine", "base/text", "merged/mine", "merged/text"]
+    assert sorted(path.name for path in (tmp_path / "scores").iterdir()) == ["base", "merged"]
     assert "base/old: of no entry of evaluate.tasks any more; removed" in capsys.readouterr().out
 
 

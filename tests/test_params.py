@@ -113,6 +113,11 @@ def test_the_shipped_parameters_load() -> None:
         ("evaluate.tasks", ["language", "../raw"], 'evaluate.tasks[1]: found "../raw"'),
         ("evaluate.tasks", ["language", "text"], "evaluate: tasks names text"),
         ("evaluate.answers.generations", 0, "evaluate.answers.generations: found 0"),
+        (
+            "evaluate.answers.samples",
+            127,
+            "evaluate.answers: samples is 127, above generations, 126, of which they are",
+        ),
         ("data.sources", [], "data.sources: found []"),
         ("data.sources", GOOD["data"]["sources"] * 2, "two sources are named 'sample'"),
     ],

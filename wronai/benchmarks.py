@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from wronai.hub_benchmarks import DataSet
 
 LOADERS = ("json", "csv", "text", "parquet")  # of data sets that are files, for `dataset_path`
 MANIFEST = "bundle.json"
+EMPTY = ("EmptyDatasetError", "EmptyDataError", "SchemaInferenceError")  # of datasets and pandas: files without rows
 STRUCTURE = ("tag", "group", "task_list")  # keys of a YAML that are lm_eval's index's, and no task's
 
 
@@ -68,15 +70,15 @@ def prepare(names: Sequence[str], include_path: Path, fetched: Path, out: Path) 
         try:
             with fresh_cache():
                 tasks = _bundle(definitions(name, include_path), include_path / name, fetched, folder)
+            for task in tasks:
+                if task in found:
+                    raise ValueError(
+                        f"evaluate.tasks: the task {task} stands in {found[task]['entry']} and in {name}; a "
+                        "metric needs a name of its own, so leave one of them out"
+                    )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
-        for task in tasks:
-            if task in found:
-                raise ValueError(
-                    f"evaluate.tasks: the task {task} stands in {found[task]['entry']} and in {name}; a "
-                    "metric needs a name of its own, so leave one of them out"
-                )
         found |= {task: {"entry": name, **described} for task, described in tasks.items()}
     return found
 
@@ -158,10 +160,14 @@ def _resolved(file: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def fresh_cache() -> Iterator[None]:
-    """A cache of `datasets` for the time being: its own goes by path and time stamp, and may hold other rows."""
+    """A cache of `datasets` for the time being: its own goes by path and time stamp, and may hold other rows.
+
+    Functions of tasks are imported meanwhile without leaving bytecode beside them, since DVC tracks their folders.
+    """
     import datasets
 
-    before = datasets.config.HF_DATASETS_CACHE
+    before, named = datasets.config.HF_DATASETS_CACHE, os.environ.get("HF_DATASETS_CACHE")
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as cache:
@@ -170,7 +176,11 @@ def fresh_cache() -> Iterator[None]:
         try:
             yield
         finally:
+            sys.dont_write_bytecode = bytecode
             datasets.config.HF_DATASETS_CACHE = before
+            del os.environ["HF_DATASETS_CACHE"]
+            if named is not None:
+                os.environ["HF_DATASETS_CACHE"] = named
 
 
 def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path) -> dict[str, Any]:
@@ -179,6 +189,7 @@ def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path)
     for definition in found:
         task = _task(definition, _data(definition, fetched))
         listed = items(definition, task)
+        labelled(task)  # wrong examples stop a run as wrong items do, but only once a model is scored
         for split in definition.splits:
             path = out / definition.name / f"{split}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,18 +207,40 @@ def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path)
 
 
 def _kept(file: Path, folder: Path, out: Path) -> str:
-    """Copy the YAML and Python files of a folder into its bundle; lm_eval's own come with the library."""
+    """Copy the YAML and Python files of a folder, and what they include, into its bundle; lm_eval's own are installed.
+
+    They lie in it as below `evaluate.include_path`, for an `include` may lead out of the folder.
+    """
     if not folder.is_dir():
         return file.relative_to(hub_benchmarks.library()).as_posix()
-    for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.py")]):
-        copy = out / "tasks" / path.relative_to(folder)
+    root = folder.parent.resolve()
+    files = {path.resolve() for kind in ("*.yaml", "*.py") for path in folder.rglob(kind)}
+    for path in _included(file):
+        if not path.is_relative_to(root):
+            raise ValueError(f"{file}: includes {path}, which is outside of {folder.parent}; a bundle cannot hold it")
+        files |= {path, *path.parent.glob("*.py")}
+    for path in sorted(files):
+        copy = out / "tasks" / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-    return (Path("tasks") / file.relative_to(folder)).as_posix()
+    return (Path("tasks") / file.resolve().relative_to(root)).as_posix()
+
+
+def _included(file: Path) -> Iterator[Path]:
+    """The files that `file` includes, and those that these do."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    named = load_yaml(file, resolve_func=False, recursive=False).get("include", [])
+    for name in named if isinstance(named, list) else [named]:
+        path = (file.parent / name).resolve()
+        yield path
+        yield from _included(path)
 
 
 def _data(definition: Definition, fetched: Path) -> dict[str, Any]:
     """What to change in the task's configuration for its data to come from this machine."""
+    if "class" in definition.config:
+        raise ValueError(f"{definition.file}: the task {definition.name} is a Python class; only those in YAML are run")
     path = definition.config.get("dataset_path")
     if not isinstance(path, str) or not path:
         raise ValueError(f"{definition.file}: the task {definition.name} has no dataset_path")
@@ -215,7 +248,8 @@ def _data(definition: Definition, fetched: Path) -> dict[str, Any]:
         raise ValueError(f"{definition.file}: the task {definition.name} has neither test_split nor validation_split")
     if path in LOADERS or Path(path).is_dir():
         return {}
-    wanted = DataSet(path, definition.config.get("dataset_name"), definition.splits, definition.name)
+    configuration = definition.config.get("dataset_name")
+    wanted = DataSet(path, None if configuration is None else str(configuration), definition.splits, definition.name)
     return _from(hub_benchmarks.located(wanted, fetched))
 
 
@@ -228,8 +262,6 @@ def _task(definition: Definition, changes: Mapping[str, Any]) -> Any:
     """The task with its data as lm_eval has it; ValueError says what is wrong with the YAML or the data."""
     from lm_eval.api.task import ConfigurableTask
 
-    if "class" in definition.config:
-        raise ValueError(f"{definition.file}: the task {definition.name} is a Python class; only those in YAML are run")
     config = {**definition.config, **changes}
     config["metadata"] = dict(config.get("metadata") or {})
     # Without a split of its own lm_eval draws few-shot examples from the items, and leaves out the one that is asked
@@ -239,17 +271,22 @@ def _task(definition: Definition, changes: Mapping[str, Any]) -> Any:
     if not any((config.get("fewshot_split"), config.get("training_split"), told.get("split"), told.get("samples"))):
         config["fewshot_split"] = config.get("validation_split") or config["test_split"]
     where = f"{definition.file}: the task {definition.name}"
+    task = ConfigurableTask.__new__(ConfigurableTask)
     try:
-        return ConfigurableTask(config=config)
+        task.__init__(config=config)
     except FileNotFoundError as error:
         raise ValueError(f"{where} has a data set that is not there: {error}") from None
-    except IndexError:
-        raise ValueError(f"{where} has no items: its test split is empty") from None
     except Exception as error:  # lm_eval checks little itself: what is wrong shows as any error underneath
-        if "empty" in str(error).lower() or type(error).__name__ == "EmptyDatasetError":
-            raise ValueError(f"{where} has no items: {error}") from None
+        while isinstance(error.__cause__, Exception):
+            error = error.__cause__  # `datasets` says there what it could not read
+        docs = getattr(task, "task_docs", None)
+        if docs:  # it fell over the first item
+            items(definition, task)
+        if (docs is not None and not len(docs)) or isinstance(error, StopIteration) or type(error).__name__ in EMPTY:
+            raise ValueError(f"{where} has no items: its {config['test_split']} split is empty") from None
         text = " ".join(str(error).split())
         raise ValueError(f"{where} cannot be used: {type(error).__name__}: {text[:300]}") from error
+    return task
 
 
 def items(definition: Definition, task: Any) -> list[Item]:
@@ -272,6 +309,8 @@ def item_of(task: Any, doc: Mapping[str, Any], number: int, where: str) -> Item:
         found = " ".join(str(error).split())
         raise ValueError(f"{where}: {type(error).__name__}: {found[:300]}") from error
     if task.OUTPUT_TYPE == "multiple_choice":
+        if not isinstance(choices, list) or not all(isinstance(choice, str) and choice for choice in choices):
+            raise ValueError(f"{where}: expected choices that are texts, none of them empty, found {choices!r}")
         if task.multiple_input:
             gold, text = text, ""
         gold = _right(gold, choices, where)
@@ -316,7 +355,7 @@ def item_id(doc: Mapping[str, Any], number: int) -> str:
 
 def _right(gold: Any, choices: Sequence[str], where: str) -> int | tuple[int, ...]:
     """The place of the right choice, or of each that is right; lm_eval scores one that is out of range as wrong."""
-    if isinstance(gold, list):
+    if isinstance(gold, list) and gold:
         return tuple(int(_right(one, choices, where)) for one in gold)  # type: ignore[arg-type]
     if isinstance(gold, str) and gold in choices:
         return choices.index(gold)

@@ -37,10 +37,10 @@ def _share_right(item: Item) -> float:
 
 def _classified(asked: Sequence[Item], shots: Sequence[Sequence[Item]]) -> list[bool]:
     """Whether each item is classified right after the examples before it."""
-    trained: dict[tuple[str, ...], Any] = {}
+    trained: dict[tuple[Item, ...], Any] = {}
     right = []
     for item, examples in zip(asked, shots, strict=True):
-        key = tuple(example.id for example in examples)
+        key = tuple(examples)
         if key not in trained:
             trained[key] = _train([example.text for example in examples], [example.gold for example in examples])
         right.append(trained[key]([item.text])[0] == item.gold)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from rapidfuzz import process
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -451,7 +451,16 @@ class Merge(Section):
 
 
 Backend = Literal["hf", "vllm", "server"]
-BatchSize = Positive | Literal["auto"]
+
+
+def _batch_size(value: Any) -> Any:
+    """Checks the union as one: pydantic would report an error for each of its sides, under a key of its own."""
+    if value != "auto" and (type(value) is not int or value < 1):
+        raise ValueError(f"found {value!r}; expected a number of rows, 1 or more, or 'auto'")
+    return value
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 
 
 class Server(Section):
@@ -484,6 +493,12 @@ class Answers(Section):
     top_p: Annotated[float, Field(gt=0, le=1)]
     repetition_penalty: Annotated[float, Field(ge=1)]
 
+    @model_validator(mode="after")
+    def _samples_are_answers(self) -> Answers:
+        if self.samples > self.generations:
+            raise ValueError(f"samples is {self.samples}, above generations, {self.generations}, of which they are")
+        return self
+
 
 class Evaluate(Scoring):
     include_path: str
@@ -504,6 +519,8 @@ class Evaluate(Scoring):
         wrong = []
         if twice := sorted({name for name in self.tasks if self.tasks.count(name) > 1}):
             wrong.append(f"tasks names {', '.join(twice)} more than once")
+        if "text" in self.tasks:
+            wrong.append("tasks names text, where score_text keeps its scores; give the folder another name")
         if self.backend == "server" and (self.server.url is None or self.server.model is None):
             wrong.append("backend is 'server': server.url and server.model must both be set")
         elif self.backend == "server" and "{model}" not in f"{self.server.url} {self.server.model}":

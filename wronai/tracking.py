@@ -390,7 +390,7 @@ class _Store:
             made_it = self._search(f"tags.`wronai.state` = '{state}' and tags.`wronai.kind` = 'stage'")
             if made_it:
                 measured = {key: value for key, value in made_it[0].data.metrics.items() if key.startswith("measured.")}
-                parent.metrics |= {f"{name}.{key}": value for key, value in measured.items()}
+                parent.metrics |= {_accepted(f"{name}.{key}"): value for key, value in measured.items()}
 
     def _search(self, query: str) -> list[Any]:
         """The runs that match `query`, latest first."""
@@ -520,7 +520,12 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers in nested `metrics` under dotted keys that MLflow accepts."""
     flat = params.flatten(dict(metrics))
     numbers = {key: value for key, value in flat.items() if isinstance(value, int | float)}
-    return {re.sub(r"[^\w\-./ :]", "_", key): float(value) for key, value in numbers.items()}
+    return {_accepted(key): float(value) for key, value in numbers.items()}
+
+
+def _accepted(key: str) -> str:
+    """`key` as MLflow accepts it for a metric: no @ of an instance, no bracket."""
+    return re.sub(r"[^\w\-./ :]", "_", key)
 
 
 def _sources(paths: list[str]) -> dict[str, str]:
