@@ -1,14 +1,16 @@
-"""A deliberate regression: the default run with every training answer after the question of another.
+"""A deliberate regression: the default run, tuned on shuffled answers.
 
-    python benchmarks/shuffled_answers.py
+    python benchmarks/shuffled_answers.py [--words]
 
-In a copy of this checkout, whose `dvc repro` must be up to date: answers of one turn are exchanged within their
-register, so that the text, its style and the format stay as they are and only the sense between question and answer is
-gone. Then the stages from tokenize_text on run as they stand. The verdicts of both runs are printed beside each other.
+In a copy of this checkout, whose `dvc repro` must be up to date: training answers of one turn are exchanged within
+their register, so that text, style and format stay as they are and only the sense between question and answer is
+gone; or, with --words, the words of every answer are shuffled. Then the stages from tokenize_text on run as they stand.
+Printed are the verdicts on both models against the base, and on the shuffled one against the model as it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
@@ -18,19 +20,24 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from wronai import corpus, params, tracking
+import fsspec
+
+from wronai import corpus, experiments, params, tracking
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
-    """Train on shuffled answers and print what evaluate_benchmarks says of it."""
+    """Train on shuffled answers and print what is said of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", action="store_true", help="shuffle the words of each answer instead")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
         for name in ("data/clean", "data/benchmarks", "data/scores/base", "models/base"):
             shutil.copytree(ROOT / name, copy / name)
-        shuffle(copy / "data/clean/instructions/train.parquet", seed=1)
+        shuffle(copy / "data/clean/instructions/train.parquet", 1, words=asked.words)
         config = params.load(copy / "params.yaml")
         for name in tracking.made(copy / "dvc.yaml", config):
             stage, _, instance = name.partition("@")
@@ -42,13 +49,25 @@ def main() -> None:
                 words = [word for word in (model, task) if word]
                 subprocess.run([sys.executable, "-m", f"stages.{stage}", *words], cwd=copy, check=True)
         worse = json.loads((copy / "metrics/evaluate_benchmarks.json").read_text(encoding="utf-8"))
+        files = fsspec.filesystem("file")
+        both = [experiments.read(files, str(root / experiments.FOLDER)) for root in (ROOT, copy)]
+        against, verdict = experiments.compare(both[0], both[1], config.evaluate.bootstrap_resamples, config.seed)
+    print(against[against["verdict"] != "no difference"].to_string(index=False, float_format="{:.3f}".format))
+    print(f"verdict on shuffled answers against the model as it is: {verdict}\n")
     print(table(json.loads((ROOT / "metrics/evaluate_benchmarks.json").read_text(encoding="utf-8")), worse))
 
 
-def shuffle(path: Path, seed: int) -> None:
-    """Exchange the answers of the conversations of one turn within each register."""
+def shuffle(path: Path, seed: int, *, words: bool) -> None:
+    """Exchange the answers of the conversations of one turn within each register, or shuffle the words of each."""
     rows = corpus.read_table(path, corpus.INSTRUCTIONS, "clean_text")
     chance = random.Random(seed)
+    if words:
+        for row in rows:
+            for message in row["messages"][1::2]:
+                said = message["content"].split()
+                message["content"] = " ".join(chance.sample(said, len(said)))
+        corpus.write_table(rows, corpus.INSTRUCTIONS, path)
+        return
     for register in corpus.REGISTERS:
         alike = [row for row in rows if row["register"] == register and len(row["messages"]) == 2]
         answers = [row["messages"][1] for row in alike]

@@ -96,10 +96,7 @@ def _benchmarks(
         if len(in_plain):
             entry["tuned_plain"] = float(in_plain["value"].mean())
         found.setdefault(task, {})[metric] = entry
-        shares = bool(frame[["value_base", "value_tuned"]].to_numpy().min() >= 0) and bool(
-            frame[["value_base", "value_tuned"]].to_numpy().max() <= 1
-        )
-        if metric == told[task]["leading"] and better and shares:
+        if metric == told[task]["leading"] and better and comparison.are_shares(frame):
             leading[task] = frame
     return found, leading
 

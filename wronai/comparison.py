@@ -73,6 +73,12 @@ def bounds(drawn: Floats, *, higher_is_better: bool) -> dict[str, Any]:
     }
 
 
+def are_shares(both: pd.DataFrame) -> bool:
+    """Whether all values of both models are between 0 and 1, as a mean over tasks wants them."""
+    values = both[["value_base", "value_tuned"]].to_numpy()
+    return bool(values.min() >= 0 and values.max() <= 1)
+
+
 def compare_mean(tasks: dict[str, pd.DataFrame], resamples: int, seed: int) -> dict[str, Any]:
     """The mean over tasks of their leading metric, each task alike, with the interval of its difference.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +19,99 @@ from wronai import comparison, params
 
 FOLDER = "data/scores/merged"
 WORKSPACE = "workspace"  # what DVC calls the files as they are
+COLUMNS = ("what", "metric", "items", "before", "after", "difference", "difference_low", "difference_high", "verdict")
 
 
-def compare(before: str, after: str, resamples: int, seed: int) -> pd.DataFrame:
-    """A row for each thing that the tuned models of both revisions were scored on, `after` less `before`.
+@dataclass(frozen=True)
+class Scores:
+    """Of a tuned model: the scores of all tasks, what is told of each task, and the nats of held-out texts."""
 
-    Columns what, metric, items, before, after, difference, difference_low, difference_high, verdict. Raises ValueError
-    for a revision that git does not know or whose scores DVC's cache does not hold, and for one without such scores.
+    tasks: pd.DataFrame
+    told: dict[str, Any]
+    text: pd.DataFrame
+
+    def of_text(self, kind: str, format_: str) -> pd.DataFrame:
+        """The texts of a kind, with columns id, nats, bytes."""
+        rows = self.text[(self.text["kind"] == kind) & (self.text["format"] == format_)]
+        return rows[["id", "nats", "bytes"]]
+
+    def of_task(self, task: str) -> pd.DataFrame:
+        """The scores of a task in the WronAI format, with columns task, metric, item, value."""
+        rows = self.tasks[(self.tasks["task"] == task) & (self.tasks["format"] == "wronai")]
+        return rows.drop(columns="format")
+
+
+def compare(before: Scores, after: Scores, resamples: int, seed: int) -> tuple[pd.DataFrame, str]:
+    """A row for each thing that both were scored on, `after` less `before`, and the verdict on the whole.
+
+    Columns are COLUMNS. The verdict is that of bits per byte on answers and documents, of how much the question helps,
+    and of the mean over the leading metrics of the tasks that both have. Raises ValueError if they have none in common.
     """
-    old, new = _scores(before), _scores(after)
     rows: list[dict[str, Any]] = []
     for kind, format_ in (("documents", "plain"), ("answers", "wronai"), ("retention", "plain")):
-        parts = [text[(text["kind"] == kind) & (text["format"] == format_)] for _, _, text in (old, new)]
-        columns = ["id", "nats", "bytes"]
-        found = comparison.compare_bits(parts[0][columns], parts[1][columns], resamples, seed, kind)
-        rows.append({"what": kind, "metric": "bits_per_byte", "items": found["texts"], **found})
-    tasks = sorted(set(old[0]["task"]) & set(new[0]["task"]))
-    if not tasks:
-        raise ValueError(f"{before} and {after} have no task in common")
-    for task in tasks:
-        earlier, later = (
-            scores[(scores["task"] == task) & (scores["format"] == "wronai")].drop(columns="format")
-            for scores, _, _ in (old, new)
+        found = comparison.compare_bits(
+            before.of_text(kind, format_), after.of_text(kind, format_), resamples, seed, kind
         )
-        both = comparison.paired(earlier, later, ["task", "metric", "item"])
+        rows.append({"what": kind, "metric": "bits_per_byte", "items": found["texts"], **found})
+    own, others = (
+        (before.of_text(kind, "wronai"), after.of_text(kind, "wronai")) for kind in ("answers", "answers to others")
+    )
+    if len(others[0]):
+        found = comparison.compare_help(own, others, resamples, seed)
+        rows.append({"what": "help_of_question", "metric": "bits_per_byte", "items": found["texts"], **found})
+    leading: dict[str, pd.DataFrame] = {}
+    of_tasks: list[dict[str, Any]] = []
+    for task in sorted(set(before.tasks["task"]) & set(after.tasks["task"])):
+        both = comparison.paired(before.of_task(task), after.of_task(task), ["task", "metric", "item"])
         for metric, frame in both.groupby("metric"):
-            better = bool(new[1][task]["higher_is_better"].get(str(metric), True))
-            name = f"{task} {metric}"
-            found = comparison.compare(frame, resamples, seed, name, higher_is_better=better)
-            rows.append({"what": task, "metric": str(metric), **found})
-    columns = ["what", "metric", "items", "base", "tuned", "difference", "difference_low", "difference_high", "verdict"]
-    return pd.DataFrame(rows)[columns].rename(columns={"base": "before", "tuned": "after"})
+            better = bool(after.told[task]["higher_is_better"].get(str(metric), True))
+            found = comparison.compare(frame, resamples, seed, f"{task} {metric}", higher_is_better=better)
+            of_tasks.append({"what": task, "metric": str(metric), **found})
+            if metric == after.told[task]["leading"] and better and comparison.are_shares(frame):
+                leading[task] = frame
+    if not of_tasks:
+        raise ValueError("the two have no task in common")
+    if leading:
+        found = comparison.compare_mean(leading, resamples, seed)
+        rows.append({"what": "mean", "metric": "leading", "items": found["tasks"], **found})
+    verdict = comparison.overall(row["verdict"] for row in rows if row["what"] != "retention")
+    table = pd.DataFrame([*rows, *of_tasks]).rename(columns={"base": "before", "tuned": "after"})
+    return table[list(COLUMNS)], verdict
 
 
-def _scores(revision: str) -> tuple[pd.DataFrame, dict[str, Any], pd.DataFrame]:
-    """Of the tuned model at `revision`: the scores of all tasks, what is told of each task, and its texts."""
+def read(files: Any, folder: str) -> Scores:
+    """What score_benchmarks and score_text left in `folder` of the file system `files`, as fsspec has them."""
+    told: dict[str, Any] = {}
+    tasks = []
+    for name in sorted(files.ls(folder, detail=False)):
+        if Path(name).name == "text":
+            continue
+        with files.open(f"{name}/summary.json", mode="rb") as file:
+            told |= json.load(file)
+        with files.open(f"{name}/scores.parquet", mode="rb") as file:
+            tasks.append(pd.read_parquet(file))
+    with files.open(f"{folder}/text/text.parquet", mode="rb") as file:
+        text = pd.read_parquet(file)
+    if not tasks:
+        raise ValueError(f"{folder} holds the scores of no task")
+    return Scores(pd.concat(tasks, ignore_index=True), told, text)
+
+
+def at(revision: str) -> Scores:
+    """The scores of the tuned model at a commit, branch, tag or DVC experiment. ValueError if DVC cannot read them."""
     from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
     from dvc.exceptions import DvcException  # type: ignore[import-untyped]
     from dvc.scm import SCMError  # type: ignore[import-untyped]
     from dvc_data.index import DataIndexError
 
     try:
-        files = DVCFileSystem(rev=None if revision == WORKSPACE else revision)
-        folders = sorted(files.ls(FOLDER, detail=False))
-        told: dict[str, Any] = {}
-        scores = []
-        for folder in folders:
-            if Path(folder).name == "text":
-                continue
-            with files.open(f"{folder}/summary.json", encoding="utf-8", mode="r") as file:
-                told |= json.load(file)
-            with files.open(f"{folder}/scores.parquet", mode="rb") as file:
-                scores.append(pd.read_parquet(file))
-        with files.open(f"{FOLDER}/text/text.parquet", mode="rb") as file:
-            text = pd.read_parquet(file)
+        return read(DVCFileSystem(rev=None if revision == WORKSPACE else revision), FOLDER)
     except (DvcException, SCMError, DataIndexError, OSError) as error:
         found = " ".join(str(error).split())
         raise ValueError(
             f"{revision}: its scores cannot be read ({found}); expected a commit, branch or experiment whose "
             f"{FOLDER} is in DVC's cache (`dvc pull` brings it from a remote)"
         ) from None
-    if not scores:
-        raise ValueError(f"{revision}: {FOLDER} holds the scores of no task")
-    return pd.concat(scores, ignore_index=True), told, text
 
 
 def main(arguments: list[str]) -> int:
@@ -91,11 +122,13 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     try:
         config = params.load(Path("params.yaml"))
-        found = compare(asked.before, asked.after, config.evaluate.bootstrap_resamples, config.seed)
+        resamples = config.evaluate.bootstrap_resamples
+        table, verdict = compare(at(asked.before), at(asked.after), resamples, config.seed)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    print(found.to_string(index=False, float_format="{:.4f}".format))
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+    print(f"verdict on {asked.after} against {asked.before}: {verdict}")
     return 0
 
 
