@@ -189,6 +189,15 @@ def test_examples_stand_before_an_item_and_as_turns_in_the_format(merged: engine
         assert (row["prompt"].count("<answer>") == 3) == (row["format"] == "wronai")
 
 
+def test_more_examples_than_there_are_name_the_key(merged: engines.InProcess, tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, colours=YAML)
+    with pytest.raises(ValueError, match="num_fewshot asks for 4 examples before each item of colours, which has 3"):
+        scoring.score_bundle(merged, bundle, SETTINGS, 4, tiny.SEED, ["plain"])
+    assert (
+        scoring.score_bundle(merged, bundle, SETTINGS, 3, tiny.SEED, ["plain"]).summary["colours"]["num_fewshot"] == 3
+    )
+
+
 def test_an_item_that_was_cut_is_counted(merged_folder: Path, tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, colours=YAML)
     whole = scoring.score_bundle(engine_of(merged_folder), bundle, SETTINGS, 0, tiny.SEED, ["plain"])
@@ -370,3 +379,10 @@ def test_items_can_be_looked_into_with_pandas(scored: scoring.Scored, tmp_path: 
     assert len(row["loglikelihoods"]) == 2
     said = table[table["task"] == "talk"].iloc[0]
     assert isinstance(said["answer"], str) and said["tokens"] > 0
+
+
+def test_a_metric_that_lm_eval_does_not_have_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"colours.yaml: the task colours has a metric 'acc_nrm'; the nearest .* is 'acc_norm'"
+    ):
+        bundle_of(tmp_path, colours=YAML.replace("acc_norm", "acc_nrm"))

@@ -246,11 +246,45 @@ def _data(definition: Definition, fetched: Path) -> dict[str, Any]:
         raise ValueError(f"{definition.file}: the task {definition.name} has no dataset_path")
     if not definition.config.get("test_split") and not definition.config.get("validation_split"):
         raise ValueError(f"{definition.file}: the task {definition.name} has neither test_split nor validation_split")
+    _check_metrics(definition)
     if path in LOADERS or Path(path).is_dir():
         return {}
     configuration = definition.config.get("dataset_name")
     wanted = DataSet(path, None if configuration is None else str(configuration), definition.splits, definition.name)
     return _from(hub_benchmarks.located(wanted, fetched))
+
+
+def _check_metrics(definition: Definition) -> None:
+    """Raise ValueError for a metric that lm_eval does not have; it would look for it on the hub."""
+    import lm_eval.api.metrics  # noqa: F401  (fills the registry)
+    from lm_eval.api.registry import METRIC_REGISTRY
+
+    if definition.config.get("process_results") is not None:
+        return  # whose function names what it gives
+    known = sorted(METRIC_REGISTRY)
+    for entry in definition.config.get("metric_list") or []:
+        name = entry.get("metric") if isinstance(entry, dict) else entry
+        if isinstance(name, str) and name not in known and not (isinstance(entry, dict) and entry.get("hf_evaluate")):
+            near = process.extractOne(name, known)[0]
+            raise ValueError(
+                f"{definition.file}: the task {definition.name} has a metric {name!r}; the nearest that lm_eval knows "
+                f"is {near!r}"
+            )
+
+
+def check_shots(task: Any, num_fewshot: int | None) -> None:
+    """Raise ValueError if `task` has fewer examples to draw from than `num_fewshot` asks for."""
+    told = task.config.num_fewshot
+    shots = (told or 0) if num_fewshot is None or told == 0 else num_fewshot
+    if not shots:
+        return
+    pool = len(task.sampler.df)
+    others = pool - (task.fewshot_cfg.split == task.config.test_split)
+    if shots > others:
+        raise ValueError(
+            f"evaluate.num_fewshot asks for {shots} examples before each item of {task.config.task}, which has "
+            f"{others} to draw from"
+        )
 
 
 def _from(splits: Mapping[str, Path]) -> dict[str, Any]:

@@ -52,6 +52,8 @@ def score_bundle(
     """
     with benchmarks.fresh_cache():
         tasks = benchmarks.load(bundle)
+        for task in tasks.values():
+            benchmarks.check_shots(task, num_fewshot)
         parts = []
         for format_ in formats:
             for (register, raw), names in _alike(tasks, format_).items():
