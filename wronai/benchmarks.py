@@ -351,13 +351,17 @@ def item_of(task: Any, doc: Mapping[str, Any], number: int, where: str) -> Item:
     return Item(item_id(doc, number), str(text), tuple(choices), gold)
 
 
-def labelled(task: Any) -> list[Item]:
-    """The items that a task has to learn from: its training split, or its few-shot split, or the items themselves."""
+def labelled(task: Any, most: int | None = None) -> list[Item]:
+    """The items that a task has to learn from: its training split, or its few-shot split, or the items themselves.
+
+    With `most` every so manieth of them, so that there are hardly more.
+    """
     docs = task.training_docs() if task.has_training_docs() else None
     if docs is None and task.fewshot_cfg.split is not None:
         docs = task.fewshot_docs()
     docs = task.eval_docs if docs is None else docs
-    return [item_of(task, doc, number, task.config.task) for number, doc in enumerate(docs)]
+    step = 1 if most is None else max(1, len(docs) // most)
+    return [item_of(task, docs[number], number, task.config.task) for number in range(0, len(docs), step)]
 
 
 def examples(task: Any, num_fewshot: int | None, limit: int | None, seed: int) -> list[list[Item]]:

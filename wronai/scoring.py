@@ -17,6 +17,7 @@ import torch
 from wronai import benchmarks, engines, floors, params, prefixes, prompt, tracking
 
 Format = Literal["plain", "wronai"]
+LABELLED = 5000  # training items that are enough to know the commonest class
 SCORES, ITEMS, SUMMARY = "scores.parquet", "items.parquet", "summary.json"
 
 
@@ -85,7 +86,9 @@ def _floors(task: Any, num_fewshot: int | None, limit: int | None, seed: int) ->
     asked = [benchmarks.item_of(task, doc, number, task.config.task) for number, doc in docs]
     if len({item.choices for item in asked}) > 1:
         return floors.floors(asked, asked, [])
-    return floors.floors(asked, benchmarks.labelled(task), benchmarks.examples(task, num_fewshot, limit, seed))
+    return floors.floors(
+        asked, benchmarks.labelled(task, LABELLED), benchmarks.examples(task, num_fewshot, limit, seed)
+    )
 
 
 def _alike(tasks: dict[str, Any], format_: Format) -> dict[tuple[prompt.Register, bool], list[str]]:
