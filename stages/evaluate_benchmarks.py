@@ -84,20 +84,12 @@ def _benchmarks(
 
     And for each task whose leading metric is a share of which more is better, the frame of that metric.
     """
-    found: dict[str, Any] = {}
-    leading: dict[str, pd.DataFrame] = {}
     own = tuned[tuned["format"] == "wronai"]
     both = comparison.paired(base.drop(columns="format"), own.drop(columns="format"), ["task", "metric", "item"])
-    for key, frame in both.groupby(["task", "metric"]):
+    found, leading = comparison.compare_tasks(both, told, resamples, seed)
+    for key, rows in tuned[tuned["format"] == "plain"].groupby(["task", "metric"]):
         task, metric = (str(part) for part in key)
-        better = told[task]["higher_is_better"].get(metric, True)
-        entry = comparison.compare(frame, resamples, seed, f"{task} {metric}", higher_is_better=better)
-        in_plain = tuned[(tuned["format"] == "plain") & (tuned["task"] == task) & (tuned["metric"] == metric)]
-        if len(in_plain):
-            entry["tuned_plain"] = float(in_plain["value"].mean())
-        found.setdefault(task, {})[metric] = entry
-        if metric == told[task]["leading"] and better and comparison.are_shares(frame):
-            leading[task] = frame
+        found[task][metric]["tuned_plain"] = float(rows["value"].mean())
     return found, leading
 
 

@@ -103,19 +103,19 @@ def test_an_answer_says_how_it_ended(engine: engines.InProcess) -> None:
     tokenizer = engine.tokenizer
     formal = "<s><polish><formal><question>Co?</question><answer>"
     whole = ids(tokenizer, "To jest to.</answer></formal></polish></s>")
-    found = engines.ending(tokenizer, [*whole, 0, 0], 40, [], formal)
+    found = engines.ending(tokenizer, [*whole, 0, 0], [], formal)
     assert found == engines.Generation("To jest to.", len(whole), ended=True, closed=True)
     neutral = "<s><polish><question>Co?</question><answer>"
-    assert not engines.ending(tokenizer, whole, 40, [], neutral).closed, "nothing formal was opened"
-    cut = engines.ending(tokenizer, whole[:3], 3, [], formal)
+    assert not engines.ending(tokenizer, whole, [], neutral).closed, "nothing formal was opened"
+    cut = engines.ending(tokenizer, whole[:3], [], formal)
     assert (cut.ended, cut.closed, cut.tokens) == (False, False, 3)
-    ended = engines.ending(tokenizer, ids(tokenizer, "To.</s>"), 40, [], formal)
+    ended = engines.ending(tokenizer, ids(tokenizer, "To.</s>"), [], formal)
     assert (ended.ended, ended.closed) == (True, False)
 
 
 def test_what_comes_after_a_stop_is_no_part_of_the_answer(engine: engines.InProcess) -> None:
     said = ids(engine.tokenizer, "To jest to.\nPytanie: Co dalej?")
-    found = engines.ending(engine.tokenizer, said, 40, ["\nPytanie:"], "Co?")
+    found = engines.ending(engine.tokenizer, said, ["\nPytanie:"], "Co?")
     assert (found.text, found.ended, found.closed) == ("To jest to.", True, False)
 
 

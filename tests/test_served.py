@@ -145,7 +145,7 @@ def test_greedy_answers_agree_with_those_of_this_process(
 
 def test_a_closed_answer_is_seen_with_and_without_token_ids(server: completions.Server, merged: Any) -> None:
     context = contexts(merged, chat=True)[0]
-    want = served.Wanted(context, [1], 9, [], 1, {"temperature": 0.0})
+    want = served.Wanted(context, [1], 9, [], {"temperature": 0.0}, 1)
     register = engines.register_of(context)
     closing = "</answer></polish>" if register == "neutral" else f"</answer></{register}></polish>"
 

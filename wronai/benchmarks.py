@@ -22,10 +22,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from rapidfuzz import process
 
-from wronai import hub_benchmarks
-from wronai.hub_benchmarks import DataSet
+from wronai import hub_benchmarks, tracking
 
-LOADERS = ("json", "csv", "text", "parquet")  # of data sets that are files, for `dataset_path`
 MANIFEST = "bundle.json"
 EMPTY = ("EmptyDatasetError", "EmptyDataError", "SchemaInferenceError")  # of datasets and pandas: files without rows
 STRUCTURE = ("tag", "group", "task_list")  # keys of a YAML that are lm_eval's index's, and no task's
@@ -42,9 +40,7 @@ class Definition:
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits of the data set that the task reads, the one of its items first."""
-        names = [self.config.get(key) for key in ("test_split", "validation_split", "training_split", "fewshot_split")]
-        names.append((self.config.get("fewshot_config") or {}).get("split"))
-        return tuple(dict.fromkeys(name for name in names if name))
+        return hub_benchmarks.splits_of(self.config)
 
 
 @dataclass(frozen=True)
@@ -202,7 +198,7 @@ def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path)
             "splits": {split: len(task.dataset[split]) for split in definition.splits},
         }
     manifest = {"tasks": {name: {"file": files[name], **described[name]} for name in described}}
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    tracking.write_json(out / MANIFEST, manifest)
     return described
 
 
@@ -247,11 +243,8 @@ def _data(definition: Definition, fetched: Path) -> dict[str, Any]:
     if not definition.config.get("test_split") and not definition.config.get("validation_split"):
         raise ValueError(f"{definition.file}: the task {definition.name} has neither test_split nor validation_split")
     _check_metrics(definition)
-    if path in LOADERS or Path(path).is_dir():
-        return {}
-    configuration = definition.config.get("dataset_name")
-    wanted = DataSet(path, None if configuration is None else str(configuration), definition.splits, definition.name)
-    return _from(hub_benchmarks.located(wanted, fetched))
+    wanted = hub_benchmarks.data_set(definition.name, definition.config)
+    return {} if wanted is None else _from(hub_benchmarks.located(wanted, fetched))
 
 
 def _check_metrics(definition: Definition) -> None:
@@ -272,14 +265,23 @@ def _check_metrics(definition: Definition) -> None:
             )
 
 
+def shots_of(task: Any, num_fewshot: int | None) -> int:
+    """How many examples lm_eval puts before each item of `task`: with None as it says, and none where it says 0."""
+    told = task.config.num_fewshot
+    return (told or 0) if num_fewshot is None or told == 0 else num_fewshot
+
+
+def _draws_from_items(task: Any) -> bool:
+    """Whether the examples of `task` come from the split of its items, without the one that is asked."""
+    return bool(task.fewshot_cfg.split == task.config.test_split)
+
+
 def check_shots(task: Any, num_fewshot: int | None) -> None:
     """Raise ValueError if `task` has fewer examples to draw from than `num_fewshot` asks for."""
-    told = task.config.num_fewshot
-    shots = (told or 0) if num_fewshot is None or told == 0 else num_fewshot
+    shots = shots_of(task, num_fewshot)
     if not shots:
         return
-    pool = len(task.sampler.df)
-    others = pool - (task.fewshot_cfg.split == task.config.test_split)
+    others = len(task.sampler.df) - _draws_from_items(task)
     if shots > others:
         raise ValueError(
             f"evaluate.num_fewshot asks for {shots} examples before each item of {task.config.task}, which has "
@@ -366,13 +368,12 @@ def labelled(task: Any, most: int | None = None) -> list[Item]:
 
 def examples(task: Any, num_fewshot: int | None, limit: int | None, seed: int) -> list[list[Item]]:
     """The examples that lm_eval puts before each item of `task`, drawn as it draws them from `seed`."""
-    told = task.config.num_fewshot
-    shots = (told or 0) if num_fewshot is None or told == 0 else num_fewshot
+    shots = shots_of(task, num_fewshot)
     docs = [doc for _, doc in zip(range(limit or len(task.eval_docs)), task.eval_docs, strict=False)]
     if not shots:
         return [[] for _ in docs]
     task.set_fewshot_seed(seed)
-    same = task.fewshot_cfg.split == task.config.test_split
+    same = _draws_from_items(task)
     drawn = [task.sampler.sample(n=shots, eval_doc=doc if same else None) for doc in docs]
     names: dict[str, int] = {}
     return [

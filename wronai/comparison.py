@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -77,6 +77,26 @@ def are_shares(both: pd.DataFrame) -> bool:
     """Whether all values of both models are between 0 and 1, as a mean over tasks wants them."""
     values = both[["value_base", "value_tuned"]].to_numpy()
     return bool(values.min() >= 0 and values.max() <= 1)
+
+
+def compare_tasks(
+    both: pd.DataFrame, told: Mapping[str, Any], resamples: int, seed: int
+) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
+    """By task and metric what `compare` says of `both`, the paired scores (task, metric, item, value) of two models.
+
+    And for each task whose leading metric is a share of which more is better, the frame of that metric, as
+    `compare_mean` takes it. `told` is the summary of each task that scoring left.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    leading: dict[str, pd.DataFrame] = {}
+    for key, frame in both.groupby(["task", "metric"]):
+        task, metric = (str(part) for part in key)
+        better = bool(told[task]["higher_is_better"].get(metric, True))
+        entry = compare(frame, resamples, seed, f"{task} {metric}", higher_is_better=better)
+        found.setdefault(task, {})[metric] = entry
+        if metric == told[task]["leading"] and better and are_shares(frame):
+            leading[task] = frame
+    return found, leading
 
 
 def compare_mean(tasks: dict[str, pd.DataFrame], resamples: int, seed: int) -> dict[str, Any]:

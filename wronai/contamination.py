@@ -55,9 +55,7 @@ def _read_benchmark(name: str, rows: Sequence[dict[str, Any]], n: int) -> Benchm
         found = list(_texts_in(list(row.values())))
         texts += found
         item_of += [item] * len(found)
-    # JSON can write half a surrogate pair, which is no character and no part of a word
-    sound = pa.array([text.encode("utf-8", "replace") for text in texts], pa.binary()).cast(pa.string())
-    keys = duplicates.content_keys(sound).to_pylist()
+    keys = duplicates.content_keys(pa.array(texts, pa.string())).to_pylist()
     long = [(key, item) for key, item in zip(keys, item_of, strict=True) if key.count(" ") + 1 >= SHORTEST_NGRAM]
     too_short = len(rows) - len({item for _, item in long})
     return Benchmark(name, n, len(rows), too_short, tuple(key for key, _ in long))

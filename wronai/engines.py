@@ -6,7 +6,8 @@ requests were longer than the context, and how each generated answer ended.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ class Generation:
     closed: bool
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """An answer to generate: after the context's `ids`, at most `room` tokens, up to one of `until`."""
+
+    context: str
+    ids: list[int]
+    room: int
+    until: list[str]
+    options: dict[str, Any]  # of sampling, as lm_eval's generation_kwargs name them; without do_sample it is greedy
+
+
 class Asking:
     """How a model is asked: in plain text, or by the chat template in a register. A mixin of lm_eval's models.
 
@@ -48,6 +60,8 @@ class Asking:
     turns: Mapping[str, Sequence[prompt.Message]] = {}
     tokenizer: Any
     max_length: int
+    max_gen_toks: int  # where a task says none
+    tok_encode: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -95,6 +109,29 @@ class Asking:
         asked = [(request.args[0], dict(request.args[1])) for request in requests]
         return [found.text for found in self.generate(asked)]
 
+    def wanted(self, context: str, how: Mapping[str, Any]) -> Wanted:
+        """What a request for an answer asks; a context that leaves no room is cut from the left, and noted.
+
+        `how` are generation_kwargs of lm_eval. Raises ValueError if they leave nothing for any question.
+        """
+        options = dict(how)
+        until = options.pop("until", None) or []
+        room = int(options.pop("max_gen_toks", None) or self.max_gen_toks)
+        if room >= self.max_length:
+            raise ValueError(
+                f"a task asks for answers of {room} tokens (max_gen_toks), and evaluate.max_length is "
+                f"{self.max_length}: nothing is left for the question"
+            )
+        ids = self.tok_encode(context)
+        if len(ids) > self.max_length - room:
+            self.too_long.add(context)
+            ids = ids[-(self.max_length - room) :]
+        if not options.pop("do_sample", False):
+            options = {key: value for key, value in options.items() if key not in ("temperature", "top_p", "top_k")}
+        else:
+            options["do_sample"] = True
+        return Wanted(context, ids, room, [until] if isinstance(until, str) else list(until), options)
+
     def score(self, requests: Sequence[prefixes.Request], what: str, unit: str) -> list[tuple[float, bool]]:
         """For each request the sum of log-probabilities in nats, and whether each scored id was the likeliest."""
         raise NotImplementedError
@@ -133,66 +170,61 @@ class InProcess(Asking, HFLM):  # type: ignore[misc]  # HFLM has no types
 
         Contexts that leave no room for the answer are cut from the left, and noted in `too_long`.
         """
-        encoded = [self.tok_encode(context) for context, _ in asked]
-        order = sorted(range(len(asked)), key=lambda number: (str(asked[number][1]), -len(encoded[number]), number))
+        wanted = [self.wanted(context, how) for context, how in asked]
+        kinds = [str(how) for _, how in asked]
+        order = sorted(range(len(asked)), key=lambda number: (kinds[number], -len(wanted[number].ids), number))
         found: dict[int, Generation] = {}
         progress = Progress("answering", len(asked), "questions")
-        threads = torch.get_num_threads()
-        if self.model.num_parameters() < SMALL:
-            torch.set_num_threads(1)  # two wait for each other most of the time, above all on a busy machine
-        while len(found) < len(asked):
-            same = str(asked[order[len(found)]][1])
-            numbers = [n for n in order[len(found) : len(found) + self.answering.size] if str(asked[n][1]) == same]
-            try:
-                answers = self._answers(
-                    [asked[n][0] for n in numbers], [encoded[n] for n in numbers], asked[numbers[0]][1]
-                )
-            except torch.OutOfMemoryError as error:
-                self.answering.halve(error)
-                continue
-            found |= zip(numbers, answers, strict=True)
-            progress.add(len(numbers))
+        with _threads_for(self.model):
+            while len(found) < len(asked):
+                begun = len(found)
+                numbers = [n for n in order[begun : begun + self.answering.size] if kinds[n] == kinds[order[begun]]]
+                try:
+                    answers = self._answers([wanted[number] for number in numbers])
+                except torch.OutOfMemoryError as error:
+                    self.answering.halve(error)
+                    continue
+                found |= zip(numbers, answers, strict=True)
+                progress.add(len(numbers))
         progress.close()
-        torch.set_num_threads(threads)
         self.generated |= {context: found[number] for number, (context, _) in enumerate(asked)}
         return [found[number] for number in range(len(asked))]
 
-    def _answers(self, contexts: list[str], encoded: list[list[int]], how: Mapping[str, Any]) -> list[Generation]:
-        options = dict(how)
-        until = list(options.pop("until", None) or [])
-        room = int(options.pop("max_gen_toks", None) or self.max_gen_toks)
-        if room >= self.max_length:
-            raise ValueError(
-                f"a task asks for answers of {room} tokens (max_gen_toks), and evaluate.max_length is "
-                f"{self.max_length}: nothing is left for the question"
-            )
-        if not options.get("do_sample"):
-            options = {key: value for key, value in options.items() if key not in ("temperature", "top_p", "top_k")}
-            options["do_sample"] = False
-        for number, (context, ids) in enumerate(zip(contexts, encoded, strict=True)):
-            if len(ids) > self.max_length - room:
-                self.too_long.add(context)
-                encoded[number] = ids[-(self.max_length - room) :]
-        width = max(map(len, encoded))
+    def _answers(self, wanted: Sequence[Wanted]) -> list[Generation]:
+        """The answers to requests that differ in their context alone."""
+        room, until = wanted[0].room, wanted[0].until
+        width = max(len(want.ids) for want in wanted)
         padding = self.tokenizer.pad_token_id
-        padded = torch.tensor([[padding] * (width - len(row)) + row for row in encoded])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in encoded])
+        padded = torch.tensor([[padding] * (width - len(want.ids)) + want.ids for want in wanted])
+        mask = torch.tensor([[0] * (width - len(want.ids)) + [1] * len(want.ids) for want in wanted])
         out = self.model.generate(
             input_ids=padded.to(self.device),
             attention_mask=mask.to(self.device),
             max_new_tokens=room,
             pad_token_id=padding,
             eos_token_id=self.tokenizer.eos_token_id,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, until, width, len(contexts)) if until else None,
-            **options,
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, until, width, len(wanted)) if until else None,
+            **{"do_sample": False, **wanted[0].options},
         )
         return [
-            ending(self.tokenizer, row, room, until, context)
-            for context, row in zip(contexts, out[:, width:].tolist(), strict=True)
+            ending(self.tokenizer, row, want.until, want.context)
+            for want, row in zip(wanted, out[:, width:].tolist(), strict=True)
         ]
 
 
-def ending(tokenizer: Any, ids: Sequence[int], room: int, until: Sequence[str], context: str) -> Generation:
+@contextlib.contextmanager
+def _threads_for(model: Any) -> Iterator[None]:
+    """One thread for a small model: two wait for each other most of the time, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    if model.num_parameters() < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def ending(tokenizer: Any, ids: Sequence[int], until: Sequence[str], context: str) -> Generation:
     """The generated `ids` after `context` as an answer; what comes after the end token is padding."""
     ended = tokenizer.eos_token_id in ids
     own = list(ids[: list(ids).index(tokenizer.eos_token_id) + 1]) if ended else list(ids)

@@ -35,9 +35,9 @@ class Scores:
         rows = self.text[(self.text["kind"] == kind) & (self.text["format"] == format_)]
         return rows[["id", "nats", "bytes"]]
 
-    def of_task(self, task: str) -> pd.DataFrame:
-        """The scores of a task in the WronAI format, with columns task, metric, item, value."""
-        rows = self.tasks[(self.tasks["task"] == task) & (self.tasks["format"] == "wronai")]
+    def of_tasks(self, names: set[str]) -> pd.DataFrame:
+        """The scores of these tasks in the WronAI format, with columns task, metric, item, value."""
+        rows = self.tasks[self.tasks["task"].isin(names) & (self.tasks["format"] == "wronai")]
         return rows.drop(columns="format")
 
 
@@ -59,23 +59,21 @@ def compare(before: Scores, after: Scores, resamples: int, seed: int) -> tuple[p
     if len(others[0]):
         found = comparison.compare_help(own, others, resamples, seed)
         rows.append({"what": "help_of_question", "metric": "bits_per_byte", "items": found["texts"], **found})
-    leading: dict[str, pd.DataFrame] = {}
-    of_tasks: list[dict[str, Any]] = []
-    for task in sorted(set(before.tasks["task"]) & set(after.tasks["task"])):
-        both = comparison.paired(before.of_task(task), after.of_task(task), ["task", "metric", "item"])
-        for metric, frame in both.groupby("metric"):
-            better = bool(after.told[task]["higher_is_better"].get(str(metric), True))
-            found = comparison.compare(frame, resamples, seed, f"{task} {metric}", higher_is_better=better)
-            of_tasks.append({"what": task, "metric": str(metric), **found})
-            if metric == after.told[task]["leading"] and better and comparison.are_shares(frame):
-                leading[task] = frame
-    if not of_tasks:
+    common = set(before.tasks["task"]) & set(after.tasks["task"])
+    if not common:
         raise ValueError("the two have no task in common")
+    both = comparison.paired(before.of_tasks(common), after.of_tasks(common), ["task", "metric", "item"])
+    by_task, leading = comparison.compare_tasks(both, after.told, resamples, seed)
     if leading:
         found = comparison.compare_mean(leading, resamples, seed)
         rows.append({"what": "mean", "metric": "leading", "items": found["tasks"], **found})
     verdict = comparison.overall(row["verdict"] for row in rows if row["what"] != "retention")
-    table = pd.DataFrame([*rows, *of_tasks]).rename(columns={"base": "before", "tuned": "after"})
+    rows += [
+        {"what": task, "metric": metric, **entry}
+        for task, by_metric in by_task.items()
+        for metric, entry in by_metric.items()
+    ]
+    table = pd.DataFrame(rows).rename(columns={"base": "before", "tuned": "after"})
     return table[list(COLUMNS)], verdict
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from rapidfuzz import fuzz, process, utils
 
-from wronai import downloads, locks, params
+from wronai import downloads, locks, params, tracking
 
 FOLDER = Path("data/downloads/benchmarks")
 PINS = Path("benchmarks/tasks/revisions.json")
@@ -88,7 +88,7 @@ def fetch(
                 brought += _bring(one, source, folder, unfinished, say, patience)
             if commit is not None and pinned is None:  # not before its data is here
                 commits[one.repository] = commit
-                _write(pins, dict(sorted(commits.items())))
+                tracking.write_json(pins, commits)
         shutil.rmtree(unfinished)
     if not brought:
         say(f"nothing needs fetching: {folder} has the data of every task")
@@ -185,12 +185,17 @@ def data_set(task: str, described: Mapping[str, Any]) -> DataSet | None:
             f"task {task}: dataset_kwargs: {', '.join(sorted(options))} of {path} cannot be fetched; only whole "
             "configurations can"
         )
-    named = [described.get(key) for key in SPLITS] + [(described.get("fewshot_config") or {}).get("split")]
-    splits = tuple(dict.fromkeys(str(split) for split in named if split))
+    splits = splits_of(described)
     if not splits:
         raise ValueError(f"task {task}: names no split of {path}; expected test_split or validation_split")
     configuration = described.get("dataset_name")
     return DataSet(path, None if configuration is None else str(configuration), splits, task)
+
+
+def splits_of(described: Mapping[str, Any]) -> tuple[str, ...]:
+    """The splits of the data set that a task reads, the one of its items first."""
+    named = [described.get(key) for key in SPLITS] + [(described.get("fewshot_config") or {}).get("split")]
+    return tuple(dict.fromkeys(str(split) for split in named if split))
 
 
 def in_folder(folder: Path) -> dict[str, dict[str, Any]]:
@@ -310,13 +315,6 @@ def _read_pins(pins: Path) -> dict[str, str]:
     return found
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.partial")
-    unfinished.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
 def _main(one: DataSet, patience: downloads.Patience) -> str:
     """The commit that `main` of the repository is now."""
     import httpx2
@@ -407,7 +405,7 @@ def _tables(one: DataSet, revision: str, root: Path, cache: Path, out: Path) -> 
     if licence := about.get("license_name") or about.get("license"):
         manifest["licence"] = licence
     manifest["splits"] = splits
-    _write(out / MANIFEST, manifest)
+    tracking.write_json(out / MANIFEST, manifest)
     return manifest, size
 
 

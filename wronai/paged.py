@@ -55,7 +55,7 @@ class InVllm(served.Apart, VLLM):  # type: ignore[misc]  # VLLM has no types
                 ],
             )
             found += [
-                engines.ending(self.tokenizer, output.outputs[0].token_ids, want.room, want.until, want.context)
+                engines.ending(self.tokenizer, output.outputs[0].token_ids, want.until, want.context)
                 for want, output in zip(part, outputs, strict=True)
             ]
             progress.add(len(part))

@@ -224,11 +224,9 @@ def _bits_table(bits: dict[str, Any], *, partial: bool) -> str:
     rows = []
     for kind in ("documents", "answers", "retention"):
         by_source = bits[kind]["by_source"]
-        for name, entry in [(kind, bits[kind]), *((f"{kind}: {source}", by_source[source]) for source in by_source)]:
-            if name != kind and len(by_source) == 1 and kind != "retention":
-                continue
-            if kind == "retention" and name == kind and len(by_source) == 1:
-                continue
+        apart = len(by_source) > 1 or kind == "retention"  # which is named by its language, even a single one
+        named = [(kind, bits[kind])] if len(by_source) > 1 or kind != "retention" else []
+        for name, entry in [*named, *((f"{kind}: {source}", by_source[source]) for source in by_source if apart)]:
             rows.append(
                 {
                     "held-out text": name + " (partial)" * partial,

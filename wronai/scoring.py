@@ -71,7 +71,7 @@ def score_bundle(
                     seed,
                     chat=format_ == "wronai" and not raw,
                 )
-                parts.append((format_, results, set(engine.too_long), dict(engine.generated)))
+                parts.append((format_, results, engine.too_long, engine.generated))
         found = _gathered(tasks, parts, benchmarks.manifest(bundle)["tasks"], seed)
         for name, entry in found.summary.items():
             entry["floors"] = _floors(tasks[name], num_fewshot, settings.limit, seed)

@@ -50,15 +50,10 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An answer to generate: after the context's `ids`, at most `room` tokens, up to one of `until`."""
+class Wanted(engines.Wanted):
+    """An answer to generate apart from this process; `options` are named as servers do, temperature always there."""
 
-    context: str
-    ids: list[int]
-    room: int
-    until: list[str]
     seed: int
-    options: dict[str, Any]  # of sampling, as servers name them; temperature is always there
 
 
 class Apart(engines.Asking):
@@ -98,33 +93,18 @@ class Apart(engines.Asking):
         return found
 
     def _wanted(self, number: int, context: str, how: Mapping[str, Any]) -> Wanted:
-        options = dict(how)
-        until = options.pop("until", None) or []
-        room = int(options.pop("max_gen_toks", None) or self.max_gen_toks)
-        if room >= self.limit:
-            raise ValueError(
-                f"a task asks for answers of {room} tokens (max_gen_toks), and evaluate.max_length is {self.limit}: "
-                "nothing is left for the question"
-            )
-        if options.pop("do_sample", False):
-            options.setdefault("temperature", 1.0)
-        else:
-            options = {key: value for key, value in options.items() if key not in ("top_p", "top_k")}
-            options["temperature"] = 0.0
-        ids = self.tok_encode(context)
-        if len(ids) > self.limit - room:
-            self.too_long.add(context)
-            ids = ids[-(self.limit - room) :]
+        want = self.wanted(context, how)
+        sampled = want.options.pop("do_sample", False)
+        options = {"temperature": 1.0, **want.options} if sampled else {**want.options, "temperature": 0.0}
         seed = (torch.initial_seed() + number) % 2**31
-        return Wanted(context, ids, room, [until] if isinstance(until, str) else list(until), seed, options)
+        return Wanted(want.context, want.ids, want.room, want.until, options, seed)
 
 
 class Served(Apart, TemplateLM):  # type: ignore[misc]  # TemplateLM has no types
     """The model of a local folder, as a server holds it.
 
     `evaluate.server.url` ends in /completions, and `evaluate.server.model` is the name that the server lists. In both,
-    `{model}` becomes the name of the folder: base or merged. Where neither holds it, both models are asked of the same
-    server under the same name, which must then be restarted with the other model in between.
+    `{model}` becomes the name of the folder, base or merged; `params` sees to it that one of them holds it.
 
     The server's context must hold `EXTRA` tokens more than `evaluate.max_length`. It batches by itself: as many as
     `evaluate.server.concurrent` requests are under way, and `evaluate.batch_size` and `evaluate.dtype` say nothing. The
@@ -223,7 +203,7 @@ class Served(Apart, TemplateLM):  # type: ignore[misc]  # TemplateLM has no type
             raise OSError(f"{self._url} (evaluate.server.url) ended an answer with {reason!r}; expected stop or length")
         if isinstance(ids, list):
             self._shows_tokens = True
-            said = engines.ending(self.tokenizer, ids, want.room, want.until, want.context)
+            said = engines.ending(self.tokenizer, ids, want.until, want.context)
             return dataclasses.replace(said, ended=said.ended or reason == "stop")
         self._shows_tokens |= any(token in text for token in prompt.TOKENS)
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
