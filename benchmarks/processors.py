@@ -4,7 +4,7 @@
     python benchmarks/processors.py
 
 Pre-trains a tiny Mistral, fine-tunes it with QLoRA, merges and scores it: once for each processor and number of
-threads, each in a process of its own. Four minutes in all; what is emulated takes most of it.
+threads, each in a process of its own. Five minutes in all; what is emulated takes most of it.
 """
 
 import hashlib
