@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)  ## the virtual environment, under the exact pins of constraints.txt
 
 repro: $(INSTALLED)  ## run the whole pipeline (what is cached is not run again)
-	@dvc repro
+	@dvc repro && python -m wronai.environment record
 
 test: $(INSTALLED)  ## the tests, the end-to-end run of the real graph included
 	@python -m pytest --numprocesses 2 --dist loadfile

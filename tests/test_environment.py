@@ -1,6 +1,7 @@
 """What a run depends on is recorded without secrets, once for each dvc.lock, and compared with its consequence."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -159,3 +160,16 @@ def test_the_command_records_compares_and_says_what_is_missing(tmp_path: Path) -
     assert "commit both" in command(tmp_path, "record").stdout
     assert command(tmp_path, "record").stdout == ""
     assert command(tmp_path, "compare").stdout == "as in environment.json\n"
+
+
+def test_the_committed_record_belongs_to_the_committed_lock_and_to_the_pins() -> None:
+    lock, observed = environment.read(ROOT / "environment.json")
+    assert lock == environment.md5(ROOT / "dvc.lock"), (
+        "run `python -m wronai.environment record` where dvc.lock was made"
+    )
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
+    plain = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    recorded = {key.removeprefix("library."): value for key, value in observed.items() if key.startswith("library.")}
+    assert {*recorded} == {*environment.LIBRARIES}
+    wanted = {name: plain[re.sub(r"[-_.]+", "-", name)] for name in recorded}
+    assert {name: version.split("+")[0] for name, version in recorded.items()} == wanted
