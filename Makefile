@@ -48,14 +48,17 @@ benchmarks-fetch: $(INSTALLED)  ## the data sets of lm_eval's own tasks in evalu
 plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GPU of that size (DEVICE=cpu: a machine)
 	@python -m wronai.planner $(if $(MEMORY),--memory $(MEMORY)) $(if $(DEVICE),--device $(DEVICE))
 
+mlflow-sync: $(INSTALLED)  ## bring the MLflow store up to date: what it missed, what it lost (ALL=1: every commit of git)
+	@python -m wronai.tracking sync $(if $(ALL),--all-commits)
+
 compare: $(INSTALLED)  ## A=experiment [B=another]: their tuned models on the same items, with intervals; B is the workspace by default
 	@python -m wronai.experiments $(A) $(B)
 
 repro-check: $(INSTALLED)  ## clone HEAD, run it from an empty cache, compare the bytes (DATA=1: stages without a model; THREADS=1; TOLERANCE=0.05; KEEP=1)
 	@python -m wronai.reproducibility $(if $(DATA),--stages data) $(if $(THREADS),--threads $(THREADS)) $(if $(TOLERANCE),--tolerance $(TOLERANCE)) $(if $(KEEP),--keep)
 
-ui: $(INSTALLED)  ## compare runs in the MLflow UI
-	@python -m wronai.tracking ui
+ui: $(INSTALLED)  ## compare runs in the MLflow UI (PORT=5000)
+	@python -m wronai.tracking ui $(if $(PORT),--port $(PORT))
 
 clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
 	rm -rf .venv data/raw data/benchmarks data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints
