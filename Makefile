@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare ui clean
+.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare exp-show exp-diff ui clean
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -43,6 +43,16 @@ plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GP
 
 compare: $(INSTALLED)  ## A=experiment [B=another]: their tuned models on the same items, with intervals; B is the workspace by default
 	@python -m wronai.experiments $(A) $(B)
+
+# Of a thousand numbers those that tell one model from another; beside them, every parameter that differs.
+HEADLINE := validation_loss|bits_per_byte[.](answers|documents|retention)[.]tuned|mean[.]tuned|verdict
+SECTIONS := data|clean|model|tokenize|finetune|merge|evaluate|seed|numerics
+exp-show: $(INSTALLED)  ## the experiments of this commit (N=3: of three): changed parameters, and the metrics to judge by
+	@dvc exp show --no-pager --only-changed $(if $(N),--num $(N)) --drop '^(?!Experiment|($(SECTIONS))([.]|$$))' --keep '($(HEADLINE))$$'
+
+exp-diff: $(INSTALLED)  ## A=experiment [B=another]: the parameters that differ, and the metrics to judge by; B is the workspace by default
+	@dvc params diff $(A) $(B)
+	@dvc metrics diff $(A) $(B) | grep -E '^Path|^[^ ]+ +($(HEADLINE)) '
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui
