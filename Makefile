@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare exp-show exp-diff ui clean
+.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare exp-show exp-diff audit ui clean
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -53,6 +53,9 @@ exp-show: $(INSTALLED)  ## the experiments of this commit (N=3: of three): chang
 exp-diff: $(INSTALLED)  ## A=experiment [B=another]: the parameters that differ, and the metrics to judge by; B is the workspace by default
 	@dvc params diff $(A) $(B)
 	@dvc metrics diff $(A) $(B) | grep -E '^Path|^[^ ]+ +($(HEADLINE)) '
+
+audit: $(INSTALLED)  ## known vulnerabilities of what is pinned (needs a network), and the licences of what is installed
+	@python -m wronai.audit
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui
