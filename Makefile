@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check ui clean
+.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check ui clean exp-show exp-diff audit
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -59,6 +59,22 @@ repro-check: $(INSTALLED)  ## clone HEAD, run it from an empty cache, compare th
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI (PORT=5000)
 	@python -m wronai.tracking ui $(if $(PORT),--port $(PORT))
+
+# Of a thousand numbers those that tell one model from another; beside them, every parameter that differs.
+HEADLINE := validation_loss|bits_per_byte[.](answers|documents|retention)[.]tuned|mean[.]tuned|verdict
+SECTIONS := data|clean|model|tokenize|finetune|merge|evaluate|seed|numerics
+exp-show: $(INSTALLED)  ## the experiments of this commit (N=3: of three): changed parameters, and the metrics to judge by
+	@dvc exp show --no-pager --only-changed $(if $(N),--num $(N)) --drop '^(?!Experiment|($(SECTIONS))([.]|$$))' --keep '($(HEADLINE))$$'
+
+exp-diff: $(INSTALLED)  ## A=experiment [B=another]: the parameters that differ, and the metrics to judge by; B is the workspace by default
+	@dvc params diff $(A) $(B)
+	@dvc metrics diff $(A) $(B) | grep -E '^Path|^[^ ]+ +($(HEADLINE)) '
+
+audit: $(INSTALLED)  ## known vulnerabilities of what is pinned (needs a network), and the licences of what is installed
+	@python -m wronai.audit
+
+ui: $(INSTALLED)  ## compare runs in the MLflow UI
+	@python -m wronai.tracking ui
 
 clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
 	rm -rf .venv data/raw data/benchmarks data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints
