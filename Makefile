@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare ui clean
+.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare fsck ui clean
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -43,6 +43,9 @@ plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GP
 
 compare: $(INSTALLED)  ## A=experiment [B=another]: their tuned models on the same items, with intervals; B is the workspace by default
 	@python -m wronai.experiments $(A) $(B)
+
+fsck: $(INSTALLED)  ## find what is damaged in DVC's cache and in the outs, and put it aside to be made again
+	@python -m wronai.integrity
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui

@@ -11,6 +11,7 @@ from typing import Any
 import clones
 import pytest
 from filelock import FileLock
+from ruamel.yaml import YAML
 
 TRAP = Path(__file__).parent / "trap"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two are slower here, and bytes are the same
@@ -28,7 +29,7 @@ class Trap:
 
 
 def prepared(factory: pytest.TempPathFactory) -> Path:
-    """A clone of its own in which everything has run, and no run is remembered: what changes runs again, truly.
+    """A clone of its own in which everything has run.
 
     The graph runs once a session: of the workers of pytest-xdist the first one makes it, and the others copy it.
     """
@@ -39,7 +40,6 @@ def prepared(factory: pytest.TempPathFactory) -> Path:
             clones.copy(making, clones.SMALLEST, [clones.add_riddles])
             clones.run(making, "dvc", "repro", **ONE_THREAD)
             clones.commit(making)
-            shutil.rmtree(making / ".dvc/cache/runs")
             making.rename(shared / "faults")
     return Path(shutil.copytree(shared / "faults", factory.mktemp("clone") / "clone", symlinks=True))
 
@@ -51,10 +51,10 @@ def module_of(stage: str) -> list[str]:
 
 
 def trapped(clone: Path, stage: str, trap: Trap, *prefix: str) -> subprocess.CompletedProcess[str]:
-    """Run `stage` alone, whether it changed or not, with `trap` in it; a process group of its own dies with it."""
+    """Run `stage` alone with `trap` in it, in a process group of its own."""
     told = json.dumps({"command": module_of(stage), **asdict(trap)})
     env = clones.environment(WRONAI_TRAP=told, PYTHONPATH=str(TRAP), **ONE_THREAD)
-    command = [*prefix, "dvc", "repro", "--force", "--single-item", stage]
+    command = [*prefix, "dvc", "repro", "--single-item", stage]
     with subprocess.Popen(
         command, cwd=clone, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -85,12 +85,22 @@ def object_of(clone: Path, digest: str) -> Path:
     return clone / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
 
 
+def forget(clone: Path, stage: str) -> None:
+    """Let DVC know nothing of a run of `stage`, in dvc.lock or its run cache: else its outs are only restored."""
+    shutil.rmtree(clone / ".dvc/cache/runs", ignore_errors=True)
+    yaml = YAML()
+    lock = yaml.load(clone / "dvc.lock")
+    del lock["stages"][stage]
+    yaml.dump(lock, clone / "dvc.lock")
+
+
 def recovers(clone: Path, stage: str, expected: dict[str, str]) -> None:
     """The next `dvc repro` runs `stage` alone, and ends in what was `expected`, with nothing half-made left."""
-    assert clones.ran(clones.run(clone, "dvc", "repro", **ONE_THREAD)) == [stage]
+    output = clones.run(clone, "dvc", "repro", **ONE_THREAD)
+    assert clones.ran(output) == [stage], output
     assert clones.record(clone) == expected
     assert damaged(clone) == []
-    assert not [path for path in clone.rglob("*") if path.suffix in (".partial", ".unfinished")]
+    for folder in ("data", "metrics", "models", "report"):
+        assert not [path for path in (clone / folder).rglob("*") if path.suffix in (".partial", ".unfinished")]
     left = clone / ".checkpoints"
     assert not left.exists() or list(left.iterdir()) == []
-    shutil.rmtree(clone / ".dvc/cache/runs")
