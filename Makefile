@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check ui clean exp-show exp-diff audit
+.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check mlflow-sync ui clean exp-show exp-diff audit fsck
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -72,6 +72,9 @@ exp-diff: $(INSTALLED)  ## A=experiment [B=another]: the parameters that differ,
 
 audit: $(INSTALLED)  ## known vulnerabilities of what is pinned (needs a network), and the licences of what is installed
 	@python -m wronai.audit
+
+fsck: $(INSTALLED)  ## find what is damaged in DVC's cache and in the outs, and put it aside to be made again
+	@python -m wronai.integrity
 
 ui: $(INSTALLED)  ## compare runs in the MLflow UI
 	@python -m wronai.tracking ui

@@ -292,7 +292,7 @@ def write_two(file, *rest):
     if len(files) == 3:
         file.with_name(file.name + shards.UNFINISHED).write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
-    write(file, *rest)
+    return write(file, *rest)
 
 shards.write = write_two
 what = base, adapter, tokens.load(tokenizer), tiny.FINETUNE.quantization, tiny.MERGE
@@ -300,13 +300,14 @@ merging.merge(*what, out, work=checkpoints / merging.run_key(*what, 100_000), ma
 """
 
 
-def test_a_killed_merge_goes_on_from_the_last_finished_shard_to_the_same_bytes(
+def test_a_killed_merge_goes_on_from_the_last_finished_shard_that_is_whole_to_the_same_bytes(
     base_folder: Path,
     adapter_folder: Path,
     tokenizer: Any,
     tokenizer_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, work = tmp_path / "merged", tmp_path / "merged-checkpoints"
     places = [base_folder, adapter_folder, tokenizer_folder, out, work]
@@ -315,10 +316,15 @@ def test_a_killed_merge_goes_on_from_the_last_finished_shard_to_the_same_bytes(
     assert subprocess.run(command, env=env, timeout=300).returncode == -9
     finished = sorted(path.name for path in work.rglob("*.safetensors"))
     assert len(finished) == 2 and not out.exists()
+    (shard,) = work.rglob(finished[0])
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
     rewritten, write = [], shards.write
-    monkeypatch.setattr(shards, "write", lambda file, *rest: (rewritten.append(file.name), write(file, *rest)))
+    monkeypatch.setattr(shards, "write", lambda file, *rest: rewritten.append(file.name) or write(file, *rest))
     merge(base_folder, adapter_folder, tokenizer, out, max_shard_size=SMALL)
-    assert rewritten and not set(rewritten) & set(finished)
+    assert set(rewritten) & set(finished) == {shard.name}, "of the finished ones the damaged one alone"
+    assert f"{shard.name}: damaged; it is merged again" in capsys.readouterr().err
     monkeypatch.setattr(shards, "write", write)
     merge(base_folder, adapter_folder, tokenizer, tmp_path / "expected", max_shard_size=SMALL)
     assert_same_files(out, tmp_path / "expected")

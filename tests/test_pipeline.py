@@ -20,7 +20,7 @@ DOORS = {
     "peft": {"base", "lora", "qlora", "merging", "streamed", "training", "vocabulary"},
     "bitsandbytes": {"base", "qlora", "streamed", "training"},
     "daft": {"cleaning", "duplicates"},
-    "dvc": {"delivery", "experiments", "graph"},
+    "dvc": {"delivery", "experiments", "graph", "integrity"},
     "lm_eval": {"benchmarks", "engines", "hub_benchmarks", "paged", "scoring", "served"},
     "trafilatura": {"markup"},
     "ftfy": {"decoding"},

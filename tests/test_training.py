@@ -1,3 +1,4 @@
+import json
 import math
 import time
 from collections.abc import Callable
@@ -353,9 +354,38 @@ def test_the_last_checkpoint_is_the_latest_that_is_complete(tmp_path: Path) -> N
     for step in (9, 10, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / training.COMPLETE).touch()
+        seal(tmp_path / f"checkpoint-{step}")
     assert training._last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-20").exists(), "half-written, so it must not be in the way"
+
+
+def seal(checkpoint: Path, best: int | None = None) -> None:
+    """A checkpoint as far as the choice of the last one reads it."""
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "optimizer.pt").write_bytes(b"moments")
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"best_global_step": best}))
+    (checkpoint / training.COMPLETE).write_text(training._sums(checkpoint))
+
+
+@pytest.mark.parametrize("damage", [b"moment", b"moMents", None])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes | None
+) -> None:
+    seal(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-4")
+    file = tmp_path / "checkpoint-4" / "optimizer.pt"
+    file.unlink() if damage is None else file.write_bytes(damage)
+    assert training._last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert "checkpoint-4: optimizer.pt damaged; it is removed" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_checkpoint_whose_best_one_is_damaged_is_not_taken(tmp_path: Path) -> None:
+    seal(tmp_path / "checkpoint-2")
+    seal(tmp_path / "checkpoint-4", best=4)
+    seal(tmp_path / "checkpoint-6", best=4)
+    (tmp_path / "checkpoint-4" / "optimizer.pt").write_bytes(b"other")
+    assert training._last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 def test_the_oldest_checkpoints_go_but_the_last_and_the_best(tmp_path: Path) -> None:
@@ -547,9 +577,9 @@ def test_the_best_checkpoint_is_what_is_left(four_bits: Any, blocks: Any, tmp_pa
     assert any(value.requires_grad for value in four_bits.parameters())
     left = {path.name for path in tmp_path.glob("checkpoint-*")}
     assert left == {f"checkpoint-{outcome.best_step}", "checkpoint-6"}
+    assert training._last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
     (tmp_path / f"checkpoint-{outcome.best_step}" / training.COMPLETE).unlink()
-    with pytest.raises(ValueError, match=r"the best checkpoint so far, is gone; remove .* to train anew"):
-        run(four_bits, blocks, tmp_path, validation=blocks, save_strategy="steps", save_steps=2, **EVALUATING, **BEST)
+    assert training._last_checkpoint(tmp_path) is None, "no whole one whose best is there"
 
 
 @pytest.mark.parametrize(("rows", "batch"), [(37, 4), (5, 2), (3, 4), (2000, 8)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from wronai import base, params, qlora, shards, streamed, tokens
 from wronai.progress import Progress
 
 MAX_SHARD_SIZE = 2_000_000_000  # bytes; an interrupted merge repeats at most one shard, a minute or so
+SUM = ".sha256"  # of a finished shard; `sha256sum -c` reads it
 ROWS = 4096  # of the embedding and the head that are merged at once: 64 MB of a 7B model in float32
 POSITIONS = 256  # whose logits are compared at once: 65 MB of a 7B model in float64
 VERSIONS = (*qlora.VERSIONS, *(Path(inspect.getfile(module)) for module in (shards, streamed)), Path(__file__))
@@ -222,17 +225,31 @@ def merge(
     weights = Merged(base_path, adapter, tokenizer, quantization, settings.base_weights, dtype)
     files = shards.plan(weights.specs, max_shard_size)
     work.mkdir(parents=True, exist_ok=True)
-    left = {file: names for file, names in files.items() if not (work / file).exists()}
+    left = {file: names for file, names in files.items() if not _is_whole(work / file)}
     resumed = f" (resumed at shard {len(files) - len(left) + 1} of {len(files)})" if len(left) < len(files) else ""
     sizes = {name: spec.bytes for name, spec in weights.specs.items()}
     progress = Progress(f"merge{resumed}", sum(sizes[name] for names in left.values() for name in names), "B")
     for file, names in left.items():
-        shards.write(work / file, {name: weights.specs[name] for name in names}, weights.parts, progress.add)
+        digest = shards.write(work / file, {name: weights.specs[name] for name in names}, weights.parts, progress.add)
+        (work / file).with_suffix(SUM).write_text(f"{digest}  {file}\n", encoding="utf-8")
     progress.close()
     shards.install(work, files, out)
     shards.write_index(out, files, weights.specs, weights.model.num_parameters())
     _write_configuration(weights, settings, tokenizer, out)
     return {"tensors_written": len(weights.changed), "adapter_tensors": len(weights.adapter)}
+
+
+def _is_whole(shard: Path) -> bool:
+    """Whether `shard` was finished and has the bytes that it had then; one that has not is named."""
+    known = shard.with_suffix(SUM)
+    if not shard.exists() or not known.exists():
+        return False
+    with shard.open("rb") as file:
+        found = f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {shard.name}\n"
+    if known.read_text(encoding="utf-8") == found:
+        return True
+    sys.stderr.write(f"{shard}: damaged; it is merged again\n")
+    return False
 
 
 def _write_configuration(weights: Merged, settings: params.Merge, tokenizer: Any, out: Path) -> None:

@@ -6,6 +6,7 @@ shapes and types determine, so that a writer never holds more than one piece of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -138,8 +139,10 @@ def write(
     specs: Mapping[str, Spec],
     parts: Callable[[str], Iterable[torch.Tensor]],
     written: Callable[[int, str], None],
-) -> None:
+) -> str:
     """Write the tensors of `specs` to `file`, whole or not at all, with the very bytes that safetensors would write.
+
+    Returns their sha256.
 
     `parts` gives a tensor in pieces of consecutive rows; `written` is told the bytes of each piece and the tensor's
     name. The name of `file` stands only for a shard whose every byte is on the disk.
@@ -156,11 +159,13 @@ def write(
     unfinished = file.with_name(file.name + UNFINISHED)
     with unfinished.open("wb") as out:
         out.write(len(head).to_bytes(8, "little") + head)
+        digest = hashlib.sha256(len(head).to_bytes(8, "little") + head)
         for name in names:
             left = specs[name].bytes
             for part in parts(name):
                 piece = part.to(specs[name].dtype).contiguous().cpu().flatten().view(torch.uint8).numpy()
                 out.write(piece.data)
+                digest.update(piece.data)
                 left -= len(piece)
                 written(len(piece), name)
             if left:
@@ -168,6 +173,7 @@ def write(
         out.flush()
         os.fsync(out.fileno())
     unfinished.replace(file)
+    return digest.hexdigest()
 
 
 def install(work: Path, files: Iterable[str], out: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import pickle
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from wronai import tokens
 from wronai.progress import Progress
 
 CURVES = ("loss", "eval_loss", "learning_rate", "grad_norm")
-COMPLETE = ".complete"  # marks a checkpoint that was written to its end
+COMPLETE = ".complete"  # marks a checkpoint that was written to its end: `sha256sum -c` reads it
 Log = Callable[..., None]  # log(step, loss=…, learning_rate=…)
 
 
@@ -256,14 +259,40 @@ def _step(checkpoint: Path) -> int:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """The latest complete checkpoint below `work`; those that a kill left half-written are removed."""
-    complete = []
+    """The latest checkpoint below `work` that is whole, and whose best one is; half-written and damaged ones go."""
     for checkpoint in work.glob("checkpoint-*"):
-        if (checkpoint / COMPLETE).exists():
-            complete.append(checkpoint)
-        else:
+        if not (checkpoint / COMPLETE).exists():
             shutil.rmtree(checkpoint)
-    return max(complete, key=_step, default=None)
+    for checkpoint in sorted(work.glob("checkpoint-*"), key=_step, reverse=True):
+        if _is_whole(checkpoint):
+            best = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"]
+            if not best or _is_whole(work / f"checkpoint-{best}"):
+                return checkpoint
+        if checkpoint.exists():
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def _sums(checkpoint: Path) -> str:
+    """A line with the sha256 and the name of each file of `checkpoint`, sorted."""
+    lines = []
+    for path in sorted(checkpoint.iterdir()):
+        if path.name != COMPLETE:
+            with path.open("rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether `checkpoint` has the bytes it was marked with; one that has not is named and removed."""
+    if not (checkpoint / COMPLETE).exists():
+        return False
+    odd = {*(checkpoint / COMPLETE).read_text(encoding="utf-8").splitlines()} ^ {*_sums(checkpoint).splitlines()}
+    if odd:
+        names = ", ".join(sorted({line.partition("  ")[2] for line in odd}))
+        sys.stderr.write(f"{checkpoint}: {names} damaged; it is removed, and training goes on from one before it\n")
+        shutil.rmtree(checkpoint)
+    return not odd
 
 
 def _prune(work: Path, limit: int | None, best: int | None) -> None:
@@ -476,16 +505,14 @@ class _Checkpoints(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.best_global_step:  # its folder may have another place than when the checkpoint was written
-            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-            if not (best / COMPLETE).exists():
-                raise ValueError(f"{best}, the best checkpoint so far, is gone; remove {best.parent} to train anew")
-            state.best_model_checkpoint = str(best)
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         wait_for_everyone()  # each process writes the state of its own generators
         if state.is_world_process_zero:
             work = Path(args.output_dir)
-            (work / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            checkpoint = work / f"checkpoint-{state.global_step}"
+            (checkpoint / COMPLETE).write_text(_sums(checkpoint), encoding="utf-8")
             _prune(work, self._limit, state.best_global_step)
 
 
