@@ -158,8 +158,8 @@ def check(root: Path, *options: str, **variables: str) -> tuple[int, str]:
 def test_what_is_the_same_passes_and_leaves_no_trace(made: Path) -> None:
     status, output = check(made, MLFLOW_TRACKING_URI="http://elsewhere", DVC_ROOT="elsewhere", GIT_DIR="elsewhere")
     assert status == 0, output
-    assert "environment, pinned numerics: no differences" in output
-    assert "reproduced: 3 stages, 4 outs, dvc.lock and metrics/ are the same bytes" in output
+    assert "environment, pinned numerics: 0 differences" in output
+    assert "reproduced: 3 stages, 4 outs; dvc.lock and metrics/ are the same bytes" in output
     assert "tracking None threads" in output
     assert output.rstrip().endswith("s in all")
     assert run(made, "git", "status", "--porcelain") == ""
@@ -195,7 +195,7 @@ def test_the_row_that_drifts_is_named_in_one_stage_alone(made: Path) -> None:
         in output
     )
     assert "rows.jsonl: 1 row differs\n  line 6 text: " in output
-    assert "NOT reproduced: 1 stages, 1 outs; 1 differences" in output
+    assert "NOT reproduced: 1 stage, 1 out; 1 difference" in output
 
 
 def test_bytes_that_are_in_no_cache_are_compared_by_hash_and_those_in_the_workspace_opened(project: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_tolerance_judges_metrics_and_reports_the_rest(made: Path) -> None:
     status, output = check(made, "--tolerance", "1e-9", DRIFT="train")
     assert status == 1
     assert "metrics/score.json: 1 beyond 1e-09\n  mean: " in output
-    assert "NOT reproduced: 3 stages, 4 outs; 1 differences" in output
+    assert "NOT reproduced: 3 stages, 4 outs; 1 difference" in output
 
 
 def test_what_is_not_committed_is_refused_unless_it_is_to_be_ignored(project: Path) -> None:

@@ -38,15 +38,23 @@ def test_the_workflows_that_a_user_expects_are_there() -> None:
     assert {"push", "schedule"} <= params.read(ROOT / ".github/workflows/reproducibility.yml")["on"].keys()
 
 
+def assert_are_made(text: str) -> None:
+    """Every `make` in the text names targets that are there, and variables that they read."""
+    calls = re.findall(r"^make ([^#\n]+)", text, re.M)
+    assert calls
+    for word in " ".join(calls).split():
+        name, is_variable, _ = word.partition("=")
+        pattern = rf"\$\(if \$\({name}\)" if is_variable else rf"^{name}:"
+        assert re.search(pattern, MAKEFILE, re.M), word
+
+
+def test_the_page_on_reproducibility_calls_what_is_there() -> None:
+    assert_are_made((ROOT / "docs/reproducibility.md").read_text())
+
+
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_every_target_and_script_that_is_called_exists(path: Path) -> None:
-    calls = [line.split() for script in scripts(path) for line in re.findall(r"(?:^|&& )make (.+)", script, re.M)]
-    assert calls
-    for words in calls:
-        for word in words:
-            name, is_variable, _ = word.partition("=")
-            pattern = rf"\$\(if \$\({name}\)" if is_variable else rf"^{name}:"
-            assert re.search(pattern, MAKEFILE, re.M), word
+    assert_are_made("\n".join(scripts(path)))
     for script in scripts(path):
         for name in re.findall(r"^\.ci/\w+", script, re.M):
             assert os.access(ROOT / name, os.X_OK)

@@ -354,7 +354,7 @@ def forewarn(clone: Path, given: Mapping[str, str]) -> None:
     with contextlib.suppress(ValueError):
         numerics = "pinned" if params.read(clone / "params.yaml").get("numerics") == "pinned" else "native"
     found = environment.differences(was, environment.observe(given), numerics)
-    print(f"environment, {numerics} numerics: {len(found) or 'no'} differences from {environment.RECORD}")
+    print(f"environment, {numerics} numerics: {counted(len(found), 'difference')} from {environment.RECORD}")
     for difference in found:
         print(f"  {difference}")
     if count := sum(difference.severity == environment.MAY for difference in found):
@@ -428,12 +428,16 @@ def check(root: Path, options: argparse.Namespace) -> int:
 
 def verdict(found: list[Difference], stages: int, outs: int, tolerance: float | None) -> str:
     """The last line but one: what was checked and how it ended."""
+    ran = f"{counted(stages, 'stage')}, {counted(outs, 'out')}"
     if not found:
-        return f"reproduced: {stages} stages, {outs} outs, dvc.lock and metrics/ are the same bytes"
-    failed = sum(not item.excused for item in found)
-    if not failed:
-        return f"within {tolerance:g}: {stages} stages, {outs} outs, of which {len(found)} differ in bytes"
-    return f"NOT reproduced: {stages} stages, {outs} outs; {failed} differences"
+        return f"reproduced: {ran}; dvc.lock and metrics/ are the same bytes"
+    if failed := sum(not item.excused for item in found):
+        return f"NOT reproduced: {ran}; {counted(failed, 'difference')}"
+    return f"within {tolerance:g}: {ran}, of which {len(found)} differ in bytes"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def chosen(given: list[str], lock: Mapping[str, Locked]) -> list[str]:
