@@ -48,3 +48,15 @@ def test_other_types_keep_their_product(pinned: None) -> None:
 
     assert torch.equal(torch.eye(3, dtype=torch.int64) @ torch.arange(9).view(3, 3), torch.arange(9).view(3, 3))
     assert (torch.ones(2, 3, dtype=torch.float64) @ torch.ones(3, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_pinned_root_is_the_nearest_and_has_its_gradient(pinned: None) -> None:
+    import torch
+
+    values = torch.rand(20_000).requires_grad_()
+    root = values.sqrt()
+    assert torch.equal(root, values.detach().double().sqrt().float())
+    root.sum().backward()
+    assert torch.allclose(values.grad, 0.5 / root.detach())
+    assert torch.equal(torch.tensor([4, 9]).sqrt(), torch.tensor([2.0, 3.0]))
+    assert torch.tensor([4.0], dtype=torch.bfloat16).sqrt().dtype == torch.bfloat16

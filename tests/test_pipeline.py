@@ -99,7 +99,8 @@ def test_publish_report_depends_on_every_file_in_metrics() -> None:
     made = {next(iter(out)) for entry in GRAPH.values() for kind in ("metrics", "plots") for out in entry.get(kind, [])}
     made |= {next(iter(out)) for entry in GRAPH.values() for out in entry.get("outs", []) if isinstance(out, dict)}
     declared = {dep for dep in GRAPH["publish_report"]["deps"] if not dep.endswith(".py")}
-    assert declared == {path for path in made if path.startswith("metrics/")}
+    models = {"models/adapter", "models/merged"}  # whose bytes the MLflow run tells, and which it may register
+    assert declared - models == {path for path in made if path.startswith("metrics/")}
 
 
 def test_the_functions_that_tasks_call_are_part_of_the_stages_that_read_tasks() -> None:
@@ -155,7 +156,7 @@ def test_every_dependency_is_pinned_exactly() -> None:
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    missing = [name for name in named if re.sub(r"[-_.]+", "-", name.split("==")[0]).lower() not in pinned]
+    missing = [name for name in named if re.sub(r"[-_.]+", "-", re.split(r"==|\[", name)[0]).lower() not in pinned]
     assert not missing
 
 

@@ -63,7 +63,7 @@ def project(tmp_path: Path) -> Path:
     with (folder / "dvc.yaml").open("w") as file:
         YAML().dump(GRAPH, file)
     fail = "raise ValueError('no answer from ' + ' '.join(os.environ[name] for name in os.environ['PLANTED'].split()))"
-    for name, body in (("first", "pass"), ("last", "report.parent({})"), ("broken", fail)):
+    for name, body in (("first", "pass"), ("last", "report.parent({}, {})"), ("broken", fail)):
         (folder / f"{name}.py").write_text(STAGE.format(name=name, body=body))
     for command in (("git", "init", "-q"), ("dvc", "init", "-q"), ("git", "add", "-A"), ("git", "commit", "-qm", "s")):
         assert run(folder, *command).returncode == 0

@@ -47,10 +47,12 @@ def deterministic(numerics: Literal["pinned", "native"], seed: int) -> None:
 
 
 def _pin_products() -> None:
-    """Give float32 matrix products to oneDNN instead of MKL, for the whole process.
+    """Give float32 matrix products to oneDNN instead of MKL, and take float32 roots in float64, for the whole process.
 
     Under MKL's COMPATIBLE mode the bytes of a product whose columns are not a multiple of eight depend on the number of
-    threads (4,106 rows of a head do), and it takes two to three times as long. Other types keep their kernel.
+    threads (4,106 rows of a head do), and it takes two to three times as long. Its float32 roots
+    are approximate, and in other places on other processors; rounded from float64 they are exact. Other types keep their
+    kernel.
     """
     import torch
 
@@ -61,8 +63,17 @@ def _pin_products() -> None:
         out = left.new_empty(left.shape[0], right.shape[1])
         return torch.ops.aten.mm.out(left, right, out=out)  # type: ignore[no-any-return]
 
+    def sqrt(values: torch.Tensor) -> torch.Tensor:
+        if values.dtype == torch.float32:
+            wide = values.double()
+            return torch.ops.aten.sqrt.out(wide, out=torch.empty_like(wide)).float()  # type: ignore[no-any-return]
+        kind = values.dtype if values.dtype.is_floating_point or values.dtype.is_complex else torch.get_default_dtype()
+        out = torch.empty_like(values, dtype=kind)
+        return torch.ops.aten.sqrt.out(values, out=out)  # type: ignore[no-any-return]
+
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of every kernel that is replaced
         library.impl("mm", mm, "CPU")  # type: ignore[no-untyped-call]
+        library.impl("sqrt", sqrt, "CPU")  # type: ignore[no-untyped-call]
     _overrides.append(library)

@@ -237,7 +237,10 @@ def _parent(
 
 def _rebuilt(folder: Path, revision: graph.Revision) -> tuple[Record, list[Record]]:
     """The parent run of the state that git has in `folder`, and the runs of its stages."""
-    flat = params.flatten(params.read(folder / "params.yaml"))
+    try:
+        flat = params.flatten(params.load(folder / "params.yaml"))
+    except params.ParamsError:  # of a version with other keys: as it stands
+        flat = params.flatten(params.read(folder / "params.yaml"))
     stages = graph.made(folder / "dvc.yaml", flat)
     stages.pop(graph.PUBLISHER, None)
     commit = revision.baseline or revision.commit
@@ -328,13 +331,14 @@ def sync(root: Path, store: Store, *, all_commits: bool, close_other_hosts: bool
     return lines
 
 
-def ui(root: Path, port: int) -> None:
+def ui(root: Path, port: int | None) -> None:
     """Become the MLflow UI on the project's store, on loopback; of a store that is a server, say where it is."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
     if uri.startswith(("http:", "https:")):
         print(f"MLFLOW_TRACKING_URI is a server, which has the UI itself: {shown(uri)}")
         return
-    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1"]
+    command += [] if port is None else ["--port", str(port)]
     # In the environment, since others can read the arguments of a process, and a database has its password in its URI.
     os.execve(command[0], command, {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": uri})
 
@@ -347,7 +351,7 @@ def main(arguments: list[str]) -> int:
     syncing.add_argument("--all-commits", action="store_true", help="every commit, not only tips and experiments")
     syncing.add_argument("--close-other-hosts", action="store_true", help="unfinished runs of other hosts were killed")
     showing = commands.add_parser("ui", help="the MLflow UI on the project's store")
-    showing.add_argument("--port", type=int, default=5000)
+    showing.add_argument("--port", type=int, help="MLFLOW_PORT, or 5000")
     chosen = parser.parse_args(arguments)
     os.environ.update(QUIET)
     try:
