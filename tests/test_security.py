@@ -184,9 +184,9 @@ def test_a_secret_in_a_file_would_be_found(project: Path) -> None:
 
 def test_the_ui_listens_on_loopback_alone(project: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "wronai.tracking", "ui"],
+        [sys.executable, "-m", "wronai.tracking", "ui", "--port", str(port := free_port())],
         cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_PORT": str(port := free_port())},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
