@@ -147,17 +147,13 @@ def test_a_whole_pipeline_on_a_server_leaves_no_secret(project: Path, server: st
     assert leaks(project.parent) == {}
 
 
-AWAY = {
-    "server": f"http://someone:{IN_URL}@127.0.0.1:9",
-    "database": f"postgresql://someone:{IN_URL}@127.0.0.1:9/mlflow",
-}
+AWAY = f"http://someone:{IN_URL}@127.0.0.1:9"
 
 
-@pytest.mark.parametrize("address", AWAY.values(), ids=AWAY)
-def test_a_store_that_is_away_is_named_without_its_password(project: Path, address: str) -> None:
-    done = run(project, sys.executable, "first.py", MLFLOW_TRACKING_URI=address)
+def test_a_store_that_is_away_is_named_without_its_password(project: Path) -> None:
+    done = run(project, sys.executable, "first.py", MLFLOW_TRACKING_URI=AWAY)
     assert done.returncode == 0 and done.stderr.count("did not answer") == 1
-    run(project, sys.executable, "-m", "wronai.tracking", "sync", MLFLOW_TRACKING_URI=address)
+    run(project, sys.executable, "-m", "wronai.tracking", "sync", MLFLOW_TRACKING_URI=AWAY)
     assert leaks(project.parent) == {}
 
 
@@ -171,7 +167,7 @@ def test_a_stage_that_fails_with_a_secret_in_its_message_does_not_show_it(projec
 def test_an_error_of_ours_does_not_show_it_in_its_traceback(project: Path) -> None:
     code = (project / "broken.py").read_text().replace("ValueError(", "KeyError(")
     (project / "broken.py").write_text(code)
-    done = run(project, sys.executable, "broken.py", MLFLOW_TRACKING_URI=AWAY["server"])
+    done = run(project, sys.executable, "broken.py", MLFLOW_TRACKING_URI=AWAY)
     assert done.returncode != 0 and "Traceback" in done.stderr and "KeyError" in done.stderr
     assert leaks(project.parent) == {}
 
