@@ -22,13 +22,15 @@ ROOT = Path(__file__).parent.parent
 STAGE = """
 import os
 from pathlib import Path
-from wronai import params, tracking
+from wronai import graph, params, tracking
 with tracking.stage("{name}") as (config, report):
     report.log(1, loss=2.5)
     {body}
     report({{"rows": 3}})
     Path("{name}.txt").write_text("out")
 """
+PARENT = """made = graph.made(Path("dvc.yaml"), config)
+    report.parent({"first": made["first"]}, {"params.yaml": Path("params.yaml")})"""
 GRAPH = {
     "stages": {
         "first": {
@@ -63,7 +65,7 @@ def project(tmp_path: Path) -> Path:
     with (folder / "dvc.yaml").open("w") as file:
         YAML().dump(GRAPH, file)
     fail = "raise ValueError('no answer from ' + ' '.join(os.environ[name] for name in os.environ['PLANTED'].split()))"
-    for name, body in (("first", "pass"), ("last", "report.parent({})"), ("broken", fail)):
+    for name, body in (("first", "pass"), ("last", PARENT), ("broken", fail)):
         (folder / f"{name}.py").write_text(STAGE.format(name=name, body=body))
     for command in (("git", "init", "-q"), ("dvc", "init", "-q"), ("git", "add", "-A"), ("git", "commit", "-qm", "s")):
         assert run(folder, *command).returncode == 0
