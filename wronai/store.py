@@ -416,7 +416,13 @@ class Store:
         return self._pending / f"{record.id}.artifacts"
 
     def _keep(self, record: Record) -> None:
-        files.write_json(self._pending / f"{record.id}.json", asdict(record))
+        """Write `record` to disk; where that fails, as on a full disk, tracking warns once and stops no stage."""
+        try:
+            files.write_json(self._pending / f"{record.id}.json", asdict(record))
+        except OSError as error:
+            if not self._away:
+                self._away = True
+                print(f"tracking: {self._pending} cannot keep the record of this run ({error.strerror})", file=sys.stderr)
 
     def _try(self, call: Callable[[], object]) -> None:
         """Call the store; on a failure warn once, and let what it missed wait on disk."""

@@ -172,13 +172,15 @@ def stage(name: str, instance: str | None = None) -> Iterator[tuple[params.Param
         report.finish("FAILED")
         if os.environ.get("WRONAI_TRACEBACK"):
             print(redact(traceback.format_exc()), file=sys.stderr)
-        sys.exit(redact(f"{name}: {error}"))
+        sys.exit(redact(f"{name}: {files.disk_is_full(error) or error}"))
     except KeyboardInterrupt:
         report.finish("KILLED")
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
         report.finish("FAILED")
+        if full := files.disk_is_full(error):
+            sys.exit(redact(f"{name}: {full}"))
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         sys.exit(1)
     except BaseException:
