@@ -267,13 +267,41 @@ def test_a_lock_that_other_code_made_is_refused_before_the_run(project: Path) ->
     assert "repro-check: dvc.lock was made of another stages/train.py (train) than this commit has" in output
 
 
-def test_parameters_that_the_lock_does_not_know_are_named(project: Path) -> None:
+def test_a_lock_of_other_parameters_is_refused_before_the_run(project: Path) -> None:
     (project / "params.yaml").write_text("numerics: pinned\nrows: 9\n")
+    commit(project)
+    status, output = check(project)
+    assert status == 1 and "Running stage" not in output
+    assert "repro-check: dvc.lock was made of another params.yaml:rows (gather) than this commit has" in output
+
+
+def test_what_only_the_lock_or_only_the_graph_has_is_named(project: Path) -> None:
+    graph = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(graph[: graph.index("  score:")])
+    commit(project)
+    status, output = check(project, "--stages", "gather")
+    assert status == 0 and "dvc.lock: score in it, no longer in dvc.yaml; not checked" in output
+    (project / "dvc.yaml").write_text(graph + "  more:\n    cmd: echo\n")
+    commit(project)
+    status, output = check(project)
+    assert status == 1 and "repro-check: dvc.lock: more not in it; `dvc repro`" in output
+    (project / "dvc.yaml").write_text("stages: 3\n")
+    commit(project)
+    status, output = check(project)
+    assert status == 1 and "repro-check: dvc stage list: " in output and "Traceback" not in output
+
+
+def test_a_command_and_a_folder_that_the_lock_does_not_know_are_named(project: Path) -> None:
+    graph = (project / "dvc.yaml").read_text().replace("python -m stages.gather", "python -mstages.gather")
+    (project / "dvc.yaml").write_text(graph.replace("deps: [stages/gather.py]", "deps: [stages/gather.py, texts]"))
+    (project / "texts").mkdir()
+    (project / "texts/one.txt").write_text("one")
     commit(project)
     status, output = check(project, "--stages", "gather")
     assert status == 1
-    assert "gather  params.yaml:rows  another parameter" in output
-    assert "gather: params.yaml:rows: 8 recorded, 9 found" in output
+    assert "gather  cmd    'python -m stages.gather' recorded, 'python -mstages.gather' run" in output
+    assert "gather  texts  dvc.lock was made of another" in output
+    assert "It starts at" not in output
 
 
 def test_what_a_stage_leaves_elsewhere_is_found(made: Path) -> None:
@@ -310,8 +338,8 @@ def test_an_interruption_leaves_neither_folder_nor_process(number: int, made: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stages", "nothing"], "--stages: nothing not in dvc.lock; it has gather, train, score, and `data`"),
-        (["--stages", "data"], "--stages: download_corpus, prepare_benchmarks, clean_text not in dvc.lock"),
+        (["--stages", "nothing"], "--stages: nothing not in dvc.yaml; it has gather, train, score, and `data`"),
+        (["--stages", "data"], "--stages: download_corpus, prepare_benchmarks, clean_text not in dvc.yaml"),
         (["--threads", "0"], "--threads: expected at least 1, found 0"),
         (["--tolerance", "nan"], "--tolerance: expected a number from 0 on, found nan"),
     ],

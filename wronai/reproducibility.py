@@ -70,10 +70,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Locked:
-    """What dvc.lock says of a stage: its command and parameters, and the md5 of each dep and out by path."""
+    """What dvc.lock says of a stage: command, parameters, and the md5 of each dep and out by path."""
 
     cmd: str
-    values: Mapping[str, Any]
+    params: Mapping[str, Mapping[str, Any]]  # by file and dotted key
     deps: Mapping[str, str]
     outs: Mapping[str, str]
 
@@ -83,9 +83,7 @@ def locked(path: Path) -> dict[str, Locked]:
     found = {}
     for name, entry in params.read(path).get("stages", {}).items():
         deps, outs = ({item["path"]: item.get("md5", "") for item in entry.get(kind, [])} for kind in ("deps", "outs"))
-        given = entry.get("params", {})
-        values = {f"{file}:{key}": value for file, keys in given.items() for key, value in keys.items()}
-        found[name] = Locked(str(entry.get("cmd")), values, deps, outs)
+        found[name] = Locked(str(entry.get("cmd")), entry.get("params", {}), deps, outs)
     return found
 
 
@@ -116,13 +114,32 @@ def changed(root: Path, lock: Mapping[str, Locked]) -> list[str]:
 
 
 def stale(clone: Path, lock: Mapping[str, Locked]) -> list[str]:
-    """The committed files that a stage of dvc.lock was not made of: it would be another lock whatever the run gives."""
+    """The committed files and parameters that a stage of dvc.lock was not made of: no run can give that lock again."""
     found = []
     for name, stage in lock.items():
         for path, md5 in stage.deps.items():
             if (clone / path).is_file() and environment.md5(clone / path) != md5:
                 found.append(f"{path} ({name})")
+        for file, keys in stage.params.items():
+            given = params.read(clone / file)
+            found += [f"{file}:{key} ({name})" for key, value in keys.items() if _at(given, key) != value]
     return found
+
+
+def declared(clone: Path, given: dict[str, str]) -> list[str]:
+    """The stages of dvc.yaml, those with a matrix once for each instance; dvc.lock keeps those of former graphs too."""
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    done = subprocess.run(command, cwd=clone, env=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"dvc stage list: {done.stderr.strip()}")
+    return done.stdout.split()
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value under a dotted key, None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 class Execution:
@@ -301,10 +318,8 @@ def compare(
 
 def _inputs(name: str, old: Locked, new: Locked, produced: list[str]) -> Iterator[Difference]:
     """What a stage was made of and is not any more, without the outs of other stages, which speak for themselves."""
-    for kind, was, now in (("command", {"cmd": old.cmd}, {"cmd": new.cmd}), ("parameter", old.values, new.values)):
-        for path, left, right in discrepancies.walk(dict(was), dict(now)):
-            lines = [f"{name}: {discrepancies.discrepancy(path, left, right)}"]
-            yield Difference(name, path, f"another {kind}", lines)
+    if old.cmd != new.cmd:
+        yield Difference(name, "cmd", f"{old.cmd!r} recorded, {new.cmd!r} run")
     for path in sorted(old.deps.keys() | new.deps.keys()):
         inside = any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in produced)
         if old.deps.get(path) != new.deps.get(path) and not inside:
@@ -337,7 +352,8 @@ def began(before: Mapping[str, Locked], after: Mapping[str, Locked], executed: l
     return [
         name
         for name in executed
-        if name in before and before[name].outs != after[name].outs and before[name].deps == after[name].deps
+        if name in before and (old := before[name]).outs != (new := after[name]).outs
+        if (old.cmd, old.deps) == (new.cmd, new.deps)
     ]
 
 
@@ -403,14 +419,18 @@ def check(root: Path, options: argparse.Namespace) -> int:
         (clone / ".dvc").mkdir(exist_ok=True)
         # Over whatever the committed configuration says: a cache that others use is not empty.
         (clone / ".dvc/config.local").write_text(f"[cache]\n    dir = {clone / '.dvc/cache'}\n", encoding="utf-8")
-        lock = locked(clone / "dvc.lock")
-        stages = chosen(options.stages, lock)
-        if old := stale(clone, {name: lock[name] for name in stages} if stages else lock):
+        given = variables(clone, apart, options.threads)
+        lock, graph = locked(clone / "dvc.lock"), declared(clone, given)
+        stages = chosen(options.stages, graph)
+        if missing := [name for name in stages or graph if name not in lock]:
+            raise ValueError(f"dvc.lock: {', '.join(missing)} not in it; `dvc repro`, and commit dvc.lock and metrics/")
+        if left := [name for name in lock if name not in graph]:
+            print(f"dvc.lock: {', '.join(left)} in it, no longer in dvc.yaml; not checked")
+        if old := stale(clone, {name: lock[name] for name in stages or graph}):
             raise ValueError(
                 f"dvc.lock was made of another {', '.join(old[:5])}{' and more' if len(old) > 5 else ''} than this "
                 "commit has; `dvc repro`, and commit dvc.lock and metrics/"
             )
-        given = variables(clone, apart, options.threads)
         print(f"checking commit {commit[:12]} in {clone}", flush=True)
         forewarn(clone, given)
         sys.stdout.flush()
@@ -440,11 +460,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
-def chosen(given: list[str], lock: Mapping[str, Locked]) -> list[str]:
+def chosen(given: list[str], graph: list[str]) -> list[str]:
     """The stages to run, `data` spelled out; none means all. Raises ValueError for one that is not there."""
     wanted = [name for word in given for name in (DATA if word == "data" else (word,))]
-    if unknown := [name for name in wanted if name not in lock]:
-        raise ValueError(f"--stages: {', '.join(unknown)} not in dvc.lock; it has {', '.join(lock)}, and `data`")
+    if unknown := [name for name in wanted if name not in graph]:
+        raise ValueError(f"--stages: {', '.join(unknown)} not in dvc.yaml; it has {', '.join(graph)}, and `data`")
     return wanted
 
 
