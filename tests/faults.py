@@ -94,9 +94,12 @@ def forget(clone: Path, stage: str) -> None:
     yaml.dump(lock, clone / "dvc.lock")
 
 
-def recovers(clone: Path, stage: str, expected: dict[str, str]) -> None:
-    """The next `dvc repro` runs `stage` alone, and ends in what was `expected`, with nothing half-made left."""
-    output = clones.run(clone, "dvc", "repro", **ONE_THREAD)
+def recovers(clone: Path, stage: str, expected: dict[str, str], *prefix: str) -> str:
+    """The next `dvc repro` runs `stage` alone, and ends in what was `expected`, with nothing half-made left.
+
+    Returns what it printed.
+    """
+    output = clones.run(clone, *prefix, "dvc", "repro", **ONE_THREAD)
     assert clones.ran(output) == [stage], output
     assert clones.record(clone) == expected
     assert damaged(clone) == []
@@ -104,6 +107,7 @@ def recovers(clone: Path, stage: str, expected: dict[str, str]) -> None:
         assert not [path for path in (clone / folder).rglob("*") if path.suffix in (".partial", ".unfinished")]
     left = clone / ".checkpoints"
     assert not left.exists() or list(left.iterdir()) == []
+    return output
 
 
 class SmallDisk:
