@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro test check lint types benchmarks-fetch plan profile compare fsck ui clean
+.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check mlflow-sync ui clean exp-show exp-diff audit fsck
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -19,9 +19,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)  ## the virtual environment, under the exact pins of constraints.txt
 
 repro: $(INSTALLED)  ## run the whole pipeline (what is cached is not run again)
-	@dvc repro
+	@dvc repro && python -m wronai.environment record
 
-test: $(INSTALLED)  ## the tests, the end-to-end run of the real graph included
+# Of other processors' tests: never a reason to fail, they say why they are skipped.
+emulator:
+	@if [ ! "$$(command -v qemu-x86_64)" ] && [ "$$(id -u)" = 0 ] && [ "$$(command -v apt-get)" ]; then \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  (apt-get install -y --no-install-recommends qemu-user || { apt-get update && apt-get install -y --no-install-recommends qemu-user; }) >/dev/null 2>&1 \
+	  || echo "make: qemu-user could not be installed, so no other processor is emulated" >&2; fi
+
+test: $(INSTALLED) emulator  ## the tests, the end-to-end run of the real graph included
 	@python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)
@@ -41,8 +48,30 @@ benchmarks-fetch: $(INSTALLED)  ## the data sets of lm_eval's own tasks in evalu
 plan: $(INSTALLED)  ## what fine-tuning will hold in memory; MEMORY=8GB: on a GPU of that size (DEVICE=cpu: a machine)
 	@python -m wronai.planner $(if $(MEMORY),--memory $(MEMORY)) $(if $(DEVICE),--device $(DEVICE))
 
+mlflow-sync: $(INSTALLED)  ## bring the MLflow store up to date: what it missed, what it lost (ALL=1: every commit of git)
+	@python -m wronai.tracking sync $(if $(ALL),--all-commits)
+
 compare: $(INSTALLED)  ## A=experiment [B=another]: their tuned models on the same items, with intervals; B is the workspace by default
 	@python -m wronai.experiments $(A) $(B)
+
+repro-check: $(INSTALLED)  ## clone HEAD, run it from an empty cache, compare the bytes (DATA=1: stages without a model; THREADS=1; TOLERANCE=0.05; KEEP=1)
+	@python -m wronai.reproducibility $(if $(DATA),--stages data) $(if $(THREADS),--threads $(THREADS)) $(if $(TOLERANCE),--tolerance $(TOLERANCE)) $(if $(KEEP),--keep)
+
+ui: $(INSTALLED)  ## compare runs in the MLflow UI (PORT=5000)
+	@python -m wronai.tracking ui $(if $(PORT),--port $(PORT))
+
+# Of a thousand numbers those that tell one model from another; beside them, every parameter that differs.
+HEADLINE := validation_loss|bits_per_byte[.](answers|documents|retention)[.]tuned|mean[.]tuned|verdict
+SECTIONS := data|clean|model|tokenize|finetune|merge|evaluate|seed|numerics
+exp-show: $(INSTALLED)  ## the experiments of this commit (N=3: of three): changed parameters, and the metrics to judge by
+	@dvc exp show --no-pager --only-changed $(if $(N),--num $(N)) --drop '^(?!Experiment|($(SECTIONS))([.]|$$))' --keep '($(HEADLINE))$$'
+
+exp-diff: $(INSTALLED)  ## A=experiment [B=another]: the parameters that differ, and the metrics to judge by; B is the workspace by default
+	@dvc params diff $(A) $(B)
+	@dvc metrics diff $(A) $(B) | grep -E '^Path|^[^ ]+ +($(HEADLINE)) '
+
+audit: $(INSTALLED)  ## known vulnerabilities of what is pinned (needs a network), and the licences of what is installed
+	@python -m wronai.audit
 
 fsck: $(INSTALLED)  ## find what is damaged in DVC's cache and in the outs, and put it aside to be made again
 	@python -m wronai.integrity

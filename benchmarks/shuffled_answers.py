@@ -22,7 +22,7 @@ from typing import Any
 
 import fsspec
 
-from wronai import corpus, experiments, params, tracking
+from wronai import corpus, experiments, graph, params
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,7 +39,7 @@ def main() -> None:
             shutil.copytree(ROOT / name, copy / name)
         shuffle(copy / "data/clean/instructions/train.parquet", 1, words=asked.words)
         config = params.load(copy / "params.yaml")
-        for name in tracking.made(copy / "dvc.yaml", config):
+        for name in graph.made(copy / "dvc.yaml", config):
             stage, _, instance = name.partition("@")
             if (
                 stage in ("tokenize_text", "finetune_qlora", "merge_adapters", "evaluate_benchmarks")

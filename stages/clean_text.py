@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
+from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from wronai import cleaning, contamination, corpus, params, rules_page, tracking
 from wronai.progress import Progress
+
+EDGES = sorted({round(2 ** (quarter / 4)) for quarter in range(160)})  # characters, of the bins of lengths; up to 2^40
 
 
 def clean_text(raw: Path, clean: Path, rules: params.Clean, seed: int, benchmarks: Path) -> dict[str, Any]:
@@ -48,6 +54,28 @@ def clean_text(raw: Path, clean: Path, rules: params.Clean, seed: int, benchmark
     histograms = [histogram for of_role in judged for histogram in of_role.histograms]
     (clean / "rules.html").write_text(rules_page.page(metrics, histograms, examples), encoding="utf-8")
     return metrics
+
+
+def write_lengths(documents: Path, out: Path) -> None:
+    """How many of the kept documents in the folder `documents` are how long, by source, as the CSV file `out`.
+
+    Lengths are in characters, four bins to each doubling, from the shortest document to the longest: a row for each
+    source and bin.
+    """
+    counts: dict[str, Counter[int]] = {}
+    for split in corpus.SPLITS:
+        for batch in pq.ParquetFile(documents / f"{split}.parquet").iter_batches(columns=["source", "text"]):
+            lengths = pc.utf8_length(batch.column("text")).to_pylist()
+            for source, length in zip(batch.column("source").to_pylist(), lengths, strict=True):
+                counts.setdefault(source, Counter())[bisect(EDGES, length) - 1] += 1
+    bins = {number for of_source in counts.values() for number in of_source}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["source", "from_characters", "below_characters", "documents"])
+        for source in sorted(counts):
+            for number in range(min(bins), max(bins) + 1):
+                writer.writerow([source, EDGES[number], EDGES[number + 1], counts[source][number]])
 
 
 def _parts(folder: Path, schema: pa.Schema) -> list[Path]:
@@ -126,4 +154,5 @@ def _counts(judged: cleaning.Judged) -> dict[str, Any]:
 if __name__ == "__main__":
     with tracking.stage("clean_text") as (config, report):
         metrics = clean_text(Path("data/raw"), Path("data/clean"), config.clean, config.seed, Path("data/benchmarks"))
+        write_lengths(Path("data/clean/documents"), Path("metrics/document_lengths.csv"))
         report(metrics)

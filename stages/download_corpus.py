@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wronai import corpus, params, sources, tracking
+from wronai import corpus, files, params, sources, tracking
 from wronai.progress import Progress
 
 
@@ -48,7 +49,7 @@ def download_corpus(
         }
         for source, harvest in zip(wanted, harvests, strict=True)
     ]
-    tracking.write_json(raw / "manifest.json", manifest)
+    files.write_json(raw / "manifest.json", manifest)
     return {
         "documents": sum(harvest.documents for harvest in harvests),
         "instructions": sum(harvest.instructions for harvest in harvests),
@@ -70,3 +71,6 @@ def _counts(harvest: sources.Harvest) -> dict[str, Any]:
 if __name__ == "__main__":
     with tracking.stage("download_corpus") as (config, report):
         report(download_corpus(config.data.sources, Path("data/raw"), Path("data/downloads"), print))
+        for source in json.loads(Path("data/raw/manifest.json").read_text(encoding="utf-8")):
+            content = {name: source.pop(name) for name in ("files", "ignored", "skipped")}
+            report.source(source["name"], content, {"kind_of_source": source.pop("kind"), **source})

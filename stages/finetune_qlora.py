@@ -24,7 +24,7 @@ def finetune_qlora(
     log: Callable[..., None],
     measure: Callable[..., None],
 ) -> dict[str, Any]:
-    """Write the adapter to `out` and the losses by step to the CSV file `curve`.
+    """Write the adapter to `out`, the losses and the learning rate by step to the CSV file `curve`.
 
     Checkpoints go below `checkpoints`, in a folder named by what determines the run: a run that was killed goes on
     from there, and ends in the same bytes. They are removed once the adapter is written. Another run of the same folder
@@ -67,13 +67,14 @@ def finetune_qlora(
 
 
 def _write_curve(history: list[dict[str, float]], curve: Path) -> None:
-    """One row a logged step: step, loss, eval_loss; empty where a step has only one of them."""
+    """One row a logged step; losses and learning rate are empty where a step has none."""
+    columns = ["step", "loss", "eval_loss", "learning_rate"]
     rows: dict[int, dict[str, float]] = {}
     for entry in history:
         rows.setdefault(int(entry["step"]), {}).update(entry)
     curve.parent.mkdir(parents=True, exist_ok=True)
     with curve.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["step", "loss", "eval_loss"], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(row for _, row in sorted(rows.items()))
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wronai import corpus, numerics, params, tracking
+from wronai import corpus, files, numerics, params, tracking
 
 
 def score_text(
@@ -73,7 +73,7 @@ def score_text(
         "max_length": settings.max_length,
         "partial": settings.limit is not None,
     }
-    tracking.write_json(out / "summary.json", summary)
+    files.write_json(out / "summary.json", summary)
     return summary
 
 

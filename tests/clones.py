@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from wronai import params, tracking
+from wronai import params
+from wronai.graph import made
 
 ROOT = Path(__file__).parent.parent
 SMALLER = {
@@ -87,7 +88,7 @@ def ran(output: str) -> list[str]:
 
 def graph(clone: Path) -> list[str]:
     """Every stage of the clone, by name, those with a matrix once for each instance."""
-    return sorted(tracking.made(clone / "dvc.yaml", params.load(clone / "params.yaml")))
+    return sorted(made(clone / "dvc.yaml", params.load(clone / "params.yaml")))
 
 
 def copy(target: Path, smaller: Mapping[str, Any] = SMALLER, more: Sequence[Any] = ()) -> Path:

@@ -1,12 +1,15 @@
+import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 
-from stages.clean_text import clean_text
+from stages.clean_text import clean_text, write_lengths
 from stages.download_corpus import download_corpus
 from wronai import corpus, params, personal_data
 
@@ -110,6 +113,31 @@ def test_the_page_to_judge_the_rules_by_shows_each_reason(sample: tuple[Path, di
     page = (folder / "clean" / "rules.html").read_text(encoding="utf-8")
     assert [reason for reason in metrics["documents"]["dropped"] if f'<h3 id="{reason}">' not in page] == []
     assert str(folder) not in page
+
+
+def test_every_kept_document_is_in_the_bin_of_its_length(sample: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, metrics = sample
+    write_lengths(folder / "clean" / "documents", tmp_path / "metrics" / "lengths.csv")
+    rows = list(csv.DictReader((tmp_path / "metrics" / "lengths.csv").open(encoding="utf-8")))
+    assert sum(int(row["documents"]) for row in rows) == metrics["documents"]["kept"]
+    lengths = [len(row["text"]) for row in kept(folder, "documents").values()]
+    for row in rows:
+        low, high = int(row["from_characters"]), int(row["below_characters"])
+        assert int(row["documents"]) == sum(low <= length < high for length in lengths), row
+    assert {row["source"] for row in rows} == {"sample"}
+    assert [row["from_characters"] for row in rows[1:]] == [row["below_characters"] for row in rows[:-1]]
+
+
+def test_each_source_has_every_bin(tmp_path: Path) -> None:
+    texts = {"train": [("b", "x" * 100)], "validation": [("a", "ż" * 300)], "test": [("a", "y")]}
+    for split, rows in texts.items():
+        (tmp_path / "documents").mkdir(exist_ok=True)
+        table = pa.table({"source": [source for source, _ in rows], "text": [text for _, text in rows]})
+        pq.write_table(table, tmp_path / "documents" / f"{split}.parquet")
+    write_lengths(tmp_path / "documents", tmp_path / "lengths.csv")
+    lines = (tmp_path / "lengths.csv").read_text().splitlines()
+    assert lines[:2] == ["source,from_characters,below_characters,documents", "a,1,2,1"]
+    assert len(lines) == 1 + 2 * (len(lines) // 2) and "a,256,304,1" in lines and "b,91,108,1" in lines
 
 
 PROSE = (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from wronai import experiments, tracking
+from wronai import experiments, files
 
 
 def run(*command: str) -> None:
@@ -27,7 +27,7 @@ def write(right: int, nats: float, task: str = "animals") -> None:
     rows = {"task": task, "format": "wronai", "metric": "acc", "item": range(40), "value": values}
     pd.DataFrame(rows).to_parquet(folder / "mine" / "scores.parquet", index=False)
     told = {task: {"higher_is_better": {"acc": True}, "leading": "acc"}}
-    tracking.write_json(folder / "mine" / "summary.json", told)
+    files.write_json(folder / "mine" / "summary.json", told)
     texts = [
         {"kind": kind, "format": format_, "id": f"{kind}{n}", "nats": nats + n, "bytes": 100}
         for kind, format_ in (("documents", "plain"), ("answers", "wronai"), ("retention", "plain"))

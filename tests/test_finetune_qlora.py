@@ -134,6 +134,9 @@ def test_the_curve_has_a_row_for_each_step_that_was_logged_or_evaluated(tuned: t
     assert [int(row["step"]) for row in rows if row["loss"]] == sorted({*range(2, last + 1, 2), *range(3, last + 1, 3)})
     assert [int(row["step"]) for row in rows if row["eval_loss"]] == sorted({*range(4, last + 1, 4), last})
     assert float(rows[-1]["eval_loss"]) == metrics["validation_loss"]
+    rates = [(row["loss"] != "", float(row["learning_rate"])) for row in rows if row["learning_rate"]]
+    assert all(has_loss and 0 <= rate <= tiny.FINETUNE.learning_rate for has_loss, rate in rates)
+    assert len({rate for _, rate in rates}) > 1 and len(rates) == len([row for row in rows if row["loss"]])
     assert float(rows[-1]["loss"]) == metrics["train_loss"]
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from stages.publish_report import publish_report
-from wronai import params, report, tracking
+from wronai import files, graph, params, report
 
 ROOT = Path(__file__).parent.parent
 CONFIG = params.load(ROOT / "params.yaml")
-STAGES = tracking.made(ROOT / "dvc.yaml", CONFIG)
+STAGES = graph.made(ROOT / "dvc.yaml", CONFIG)
 MEASURED = [name for name in STAGES if name != "publish_report" and "@" not in name]
 VERDICT = {"difference_low": -0.6, "difference_high": -0.4, "verdict": "better"}
 BITS = {"texts": 3, "bytes": 90, "base": 3.0, "tuned": 2.5, "difference": -0.5, "relative": -1 / 6, **VERDICT}
@@ -89,7 +89,7 @@ SAMPLE = {
 @pytest.fixture
 def metrics(tmp_path: Path) -> Path:
     for stage, found in FOUND.items():
-        tracking.write_json(tmp_path / f"{stage}.json", found)
+        files.write_json(tmp_path / f"{stage}.json", found)
     (tmp_path / "samples.jsonl").write_text(json.dumps(SAMPLE) + "\n")
     (tmp_path / "loss_curve.csv").write_text("step,loss,eval_loss\n1,6.0,\n2,5.5,5.9\n3,5.0,\n4,,5.2\n")
     (tmp_path / "differences.csv").write_text(
@@ -142,12 +142,12 @@ def test_the_report_gives_its_verdict_and_what_it_is_made_of(metrics: Path) -> N
     assert "the mean over 1 tasks better (0.500 to 0.750, +0.250, +0.125 to +0.375). No benchmark is worse." in text
     assert "at temperature zero 75 %." in text
     worse = {**EVALUATED, "benchmarks": {"wronai_topic": {"acc": {**ACC, "verdict": "worse"}}}}
-    tracking.write_json(metrics / "evaluate_benchmarks.json", worse)
+    files.write_json(metrics / "evaluate_benchmarks.json", worse)
     assert "Worse: wronai_topic acc." in report.markdown(report.read(metrics, MEASURED), CONFIG)
 
 
 def test_a_part_of_the_items_marks_every_number(metrics: Path) -> None:
-    tracking.write_json(metrics / "evaluate_benchmarks.json", {"partial": EVALUATED})
+    files.write_json(metrics / "evaluate_benchmarks.json", {"partial": EVALUATED})
     text = report.markdown(report.read(metrics, MEASURED), CONFIG)
     of_evaluation = text[text.index("Verdict:") : text.index("## Training")]
     numbers = [line for line in rows(of_evaluation) if re.search(r"\d\.\d{3}", line)]
@@ -217,7 +217,7 @@ def test_the_report_says_which_weights_were_merged_into_and_every_parity(
     if "base_weights" in merged:
         losses = {"dequantized": {"validation_loss": 2.5}, "original": {"validation_loss": 2.25}}
         merged = merged | {"base_weights": merged["base_weights"] | losses}
-    tracking.write_json(metrics / "merge_adapters.json", FOUND["merge_adapters"] | merged)
+    files.write_json(metrics / "merge_adapters.json", FOUND["merge_adapters"] | merged)
     config = CONFIG.model_copy(update={"merge": CONFIG.merge.model_copy(update={"base_weights": base_weights})})
     text = report.markdown(report.read(metrics, MEASURED), config)
     assert f"\n## Merge\n\n{says}" in text

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from wronai import params, report, tracking
+from wronai import graph, params, report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIG = params.load(ROOT / "params.yaml")
-STAGES = [name for name in tracking.made(ROOT / "dvc.yaml", CONFIG) if name != "publish_report" and "@" not in name]
+STAGES = [name for name in graph.made(ROOT / "dvc.yaml", CONFIG) if name != "publish_report" and "@" not in name]
 FOUND: dict[str, Any] = report.read(ROOT / "metrics", STAGES)
 SCORES = FOUND["evaluate_benchmarks"]
 BITS = SCORES["bits_per_byte"]

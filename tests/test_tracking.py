@@ -17,7 +17,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 
-from wronai import params, tracking
+from wronai import files, graph, params, tracking
+from wronai.store import Record, Store
 
 ROOT = Path(__file__).parent.parent
 CONFIG = params.load(ROOT / "params.yaml")
@@ -32,11 +33,11 @@ with tracking.stage("{name}") as (config, report):
 """
 INSTANCE = """
 from pathlib import Path
-from wronai import tracking
+from wronai import files, tracking
 with tracking.stage("many", "base-language") as (config, report):
     report.measure(tokens_per_second=7)
     out = Path("data/scores/base/language/summary.json")
-    tracking.write_json(out, {"acc": 0.5, "by_task": {"grammar": {"items": 104}}})
+    files.write_json(out, {"acc": 0.5, "by_task": {"grammar": {"items": 104}}})
     report.read(out)
 """
 GRAPH = {
@@ -96,7 +97,7 @@ def test_a_stage_leaves_its_metrics_and_a_run_with_parameters_metrics_and_tags(p
     assert set(found.data.params) == set(params.select(CONFIG, ["seed", "finetune.lora"]))
     assert found.data.metrics["by_source.a"] == 1 and found.data.metrics["loss"] == 2.5
     assert found.data.metrics["measured.tokens_per_second"] == 100
-    assert found.data.tags["wronai.stage"] == "first" and "version.torch" in found.data.tags
+    assert found.data.tags["wronai.stage"] == "first" and "environment.library.torch" in found.data.tags
     assert not list((project / ".tracking").glob("*.json"))
 
 
@@ -146,11 +147,11 @@ def test_a_stage_that_the_graph_lacks_is_refused(project: Path) -> None:
 def test_a_store_that_is_away_costs_one_warning_and_loses_nothing(project: Path) -> None:
     done = run(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert done.returncode == 0
-    assert done.stderr.count("the MLflow store did not answer") == 1
+    assert done.stderr.count("tracking: the MLflow store") == 1
     assert (project / "metrics/first.json").exists()
-    store = tracking._Store(project, CONFIG.tracking.experiment)
-    assert store.sync() == 1
-    assert store.sync() == 0
+    store = Store(project, CONFIG.tracking.experiment)
+    assert store.sync().mirrored == 1
+    assert store.sync().mirrored == 0
     (found,) = runs(project)
     assert found.info.status == "FINISHED" and found.data.metrics["rows"] == 3 and found.data.metrics["loss"] == 2.5
 
@@ -187,10 +188,10 @@ def test_a_server_that_goes_away_in_the_middle_of_a_run_gets_what_it_missed(
     body = f"import os; os.killpg({group}, 9); report.log(2, loss=1.5); report.log(3, loss=0.5)"
     done = run(project, body=body, MLFLOW_TRACKING_URI=address)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the MLflow store did not answer") == 1
+    assert done.stderr.count("tracking: the MLflow store") == 1
     assert (project / "metrics/first.json").exists()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    assert tracking._Store(project, CONFIG.tracking.experiment).sync() == 1
+    assert Store(project, CONFIG.tracking.experiment).sync().mirrored == 1
     client = MlflowClient(store)
     (found,) = client.search_runs([found.experiment_id for found in client.search_experiments()])
     assert found.info.status == "FINISHED" and found.data.metrics["rows"] == 3
@@ -205,19 +206,19 @@ def test_a_killed_stage_is_closed_by_the_next_sync(project: Path) -> None:
     done = run(project, body="import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == -9
     assert [found.info.status for found in runs(project)] == ["RUNNING"]
-    tracking._Store(project, CONFIG.tracking.experiment).sync()
+    Store(project, CONFIG.tracking.experiment).sync()
     assert [found.info.status for found in runs(project)] == ["KILLED"]
 
 
 def test_a_running_stage_is_not_taken_for_a_killed_one(project: Path) -> None:
-    store = tracking._Store(project, CONFIG.tracking.experiment)
+    store = Store(project, CONFIG.tracking.experiment)
     tags = {"wronai.kind": "stage", "wronai.execution": "x"}
-    tracking.write_json(project / ".tracking/a.json", asdict(tracking.Record("first", {}, tags, id="a")))
-    assert store.sync() == 0
+    files.write_json(project / ".tracking/a.json", asdict(Record("first", {}, tags, id="a")))
+    assert store.sync().mirrored == 0
     assert (project / ".tracking/a.json").exists()
 
 
-PARENT = "report.parent(tracking.made(Path('dvc.yaml'), config))"
+PARENT = "from wronai import graph; report.parent(graph.made(Path('dvc.yaml'), config), {})"
 
 
 def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages(project: Path) -> None:
@@ -229,7 +230,7 @@ def test_the_parent_run_holds_every_parameter_and_the_metrics_of_restored_stages
     assert parent.data.metrics["first.rows"] == 3
     assert parent.data.metrics["first.measured.tokens_per_second"] == 100
     assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
-    assert "mlflow.parentRunId" not in first.data.tags
+    assert first.data.tags["mlflow.parentRunId"] == parent.info.run_id, "its own execution came to no parent"
     assert parent.info.status == "FINISHED"
 
 
@@ -269,7 +270,7 @@ def test_a_stage_with_a_matrix_is_made_once_for_each_instance(project: Path) -> 
     config = CONFIG.model_copy(
         update={"evaluate": CONFIG.evaluate.model_copy(update={"tasks": ["language", "polemo2"]})}
     )
-    found = tracking.made(project / "dvc.yaml", config)
+    found = graph.made(project / "dvc.yaml", config)
     assert list(found) == [
         "first",
         "many@base-language",
@@ -278,9 +279,9 @@ def test_a_stage_with_a_matrix_is_made_once_for_each_instance(project: Path) -> 
         "many@merged-polemo2",
         "last",
     ]
-    assert found["first"] == tracking.Made(Path("metrics/first.json"), ["seed", "finetune.lora"])
+    assert found["first"] == graph.Made(Path("metrics/first.json"), ["seed", "finetune.lora"])
     out = Path("data/scores/merged/polemo2/summary.json")
-    assert found["many@merged-polemo2"] == tracking.Made(out, ["seed", "evaluate.limit"])
+    assert found["many@merged-polemo2"] == graph.Made(out, ["seed", "evaluate.limit"])
 
 
 MACHINE = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"}
@@ -326,11 +327,58 @@ def test_dvc_root_is_believed_only_where_the_work_lies_inside(project: Path, mon
 
 
 def test_json_is_written_whole_with_sorted_keys(tmp_path: Path) -> None:
-    tracking.write_json(tmp_path / "a/b.json", {"b": "ż", "a": 1})
+    files.write_json(tmp_path / "a/b.json", {"b": "ż", "a": 1})
     assert (tmp_path / "a/b.json").read_text(encoding="utf-8") == '{\n  "a": 1,\n  "b": "ż"\n}\n'
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.json"]
 
 
 def test_another_command_than_sync_and_ui_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tracking.main(["sink"]) == 2
-    assert "sync|ui" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        tracking.main(["sink"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'sink'" in capsys.readouterr().err
+
+
+def test_the_ui_of_a_store_that_is_a_server_is_the_servers(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ania:sekretne@mlflow.example.org")
+    assert tracking.main(["ui"]) == 0
+    assert capsys.readouterr().out.endswith("https://***@mlflow.example.org\n")
+
+
+def test_a_sync_with_a_store_that_is_away_is_one_line_and_exit_code_1(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run(project, MLFLOW_TRACKING_URI="http://127.0.0.1:9").returncode == 0
+    assert tracking.main(["sync"]) == 1
+    assert capsys.readouterr().err == "tracking: 127.0.0.1:9: [Errno 111] Connection refused\n"
+
+
+def test_an_unfinished_run_of_another_host_is_left_alone_unless_it_is_said_to_be_over(project: Path) -> None:
+    store = Store(project, CONFIG.tracking.experiment)
+    tags = {"wronai.kind": "stage", "wronai.execution": "x"}
+    record = Record("first", {}, tags, pid=1, pid_started=0.0, host="elsewhere", id="a")
+    files.write_json(project / ".tracking/a.json", asdict(record))
+    done = store.sync()
+    assert (done.mirrored, done.elsewhere) == (0, ["first on elsewhere"])
+    assert store.sync(close_other_hosts=True).mirrored == 1
+    assert [found.info.status for found in runs(project)] == ["KILLED"]
+
+
+def test_a_damaged_record_is_named_and_set_aside(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / ".tracking").mkdir()
+    (project / ".tracking/a.json").write_text('{"name": "fir')
+    done = Store(project, CONFIG.tracking.experiment).sync()
+    assert done.damaged == [project / ".tracking/a.damaged"] and done.damaged[0].exists()
+    assert "a.damaged: not the record of a run" in capsys.readouterr().err
+
+
+def test_an_experiment_deleted_in_the_store_is_named(project: Path) -> None:
+    assert run(project).returncode == 0
+    client = MlflowClient(tracking.default_uri(project))
+    client.delete_experiment(client.get_experiment_by_name(CONFIG.tracking.experiment).experiment_id)
+    done = run(project)
+    assert done.returncode == 0
+    assert f"the experiment '{CONFIG.tracking.experiment}' is deleted; restore it" in done.stderr

@@ -269,10 +269,12 @@ def device() -> str:
 def load(path: Path, dtype: torch.dtype, device: str | None = None, **options: Any) -> Any:
     """The model in the folder `path`, on the CPU unless `device` is given; on the device "meta" only its shape.
 
-    Raises ValueError if it cannot be loaded, or lacks a weight: transformers would start that at random and say so in a
-    log alone.
+    Raises FileNotFoundError if it has no weights in safetensors, ValueError if it cannot be loaded, or lacks a weight:
+    transformers would start that at random and say so in a log alone.
     """
     disable_progress_bar()  # of shards, which takes no time here; the stages show their own
+    if device != "meta" and path.is_dir():
+        shards.safetensors_in([file.name for file in path.iterdir()], path)
     try:
         if device == "meta":
             with torch.device("meta"):

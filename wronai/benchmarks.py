@@ -22,7 +22,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from rapidfuzz import process
 
-from wronai import hub_benchmarks, tracking
+from wronai import files, hub_benchmarks
 
 MANIFEST = "bundle.json"
 EMPTY = ("EmptyDatasetError", "EmptyDataError", "SchemaInferenceError")  # of datasets and pandas: files without rows
@@ -180,7 +180,7 @@ def fresh_cache() -> Iterator[None]:
 
 
 def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path) -> dict[str, Any]:
-    described, files = {}, {}
+    described, definitions = {}, {}
     shutil.rmtree(out, ignore_errors=True)
     for definition in found:
         task = _task(definition, _data(definition, fetched))
@@ -190,15 +190,15 @@ def _bundle(found: Sequence[Definition], folder: Path, fetched: Path, out: Path)
             path = out / definition.name / f"{split}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             task.dataset[split].to_parquet(path)
-        files[definition.name] = _kept(definition.file, folder, out)
+        definitions[definition.name] = _kept(definition.file, folder, out)
         described[definition.name] = {
             "items": len(listed),
             "asked": definition.config.get("test_split") or definition.config["validation_split"],
             "version": task.VERSION,
             "splits": {split: len(task.dataset[split]) for split in definition.splits},
         }
-    manifest = {"tasks": {name: {"file": files[name], **described[name]} for name in described}}
-    tracking.write_json(out / MANIFEST, manifest)
+    manifest = {"tasks": {name: {"file": definitions[name], **described[name]} for name in described}}
+    files.write_json(out / MANIFEST, manifest)
     return described
 
 

@@ -92,7 +92,7 @@ def _likely(there: Mapping[str, HubFile], repository: Repository) -> list[str]:
 
 def hard_linked_cache() -> bool:
     """Whether DVC would make the outs of this folder's project the same files as those of its cache."""
-    from dvc.config import Config  # type: ignore[import-untyped]
+    from dvc.config import Config
 
     types = Config.from_cwd()["cache"].get("type") or ["reflink"]
     return bool(types[0] == "hardlink")  # DVC goes by the first alone where it takes an out over

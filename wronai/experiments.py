@@ -97,9 +97,9 @@ def read(files: Any, folder: str) -> Scores:
 
 def at(revision: str) -> Scores:
     """The scores of the tuned model at a commit, branch, tag or DVC experiment. ValueError if DVC cannot read them."""
-    from dvc.api import DVCFileSystem  # type: ignore[import-untyped]
-    from dvc.exceptions import DvcException  # type: ignore[import-untyped]
-    from dvc.scm import SCMError  # type: ignore[import-untyped]
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
     from dvc_data.index import DataIndexError
 
     try:

@@ -25,7 +25,7 @@ from typing import Any
 
 from rapidfuzz import fuzz, process, utils
 
-from wronai import downloads, locks, params, tracking
+from wronai import downloads, files, locks, params
 
 FOLDER = Path("data/downloads/benchmarks")
 PINS = Path("benchmarks/tasks/revisions.json")
@@ -88,7 +88,7 @@ def fetch(
                 brought += _bring(one, source, folder, unfinished, say, patience)
             if commit is not None and pinned is None:  # not before its data is here
                 commits[one.repository] = commit
-                tracking.write_json(pins, commits)
+                files.write_json(pins, commits)
         shutil.rmtree(unfinished)
     if not brought:
         say(f"nothing needs fetching: {folder} has the data of every task")
@@ -405,7 +405,7 @@ def _tables(one: DataSet, revision: str, root: Path, cache: Path, out: Path) -> 
     if licence := about.get("license_name") or about.get("license"):
         manifest["licence"] = licence
     manifest["splits"] = splits
-    tracking.write_json(out / MANIFEST, manifest)
+    files.write_json(out / MANIFEST, manifest)
     return manifest, size
 
 

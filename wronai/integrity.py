@@ -110,8 +110,8 @@ def _digest(path: Path, say: Callable[[int], None]) -> str:
 
 def main() -> int:
     """Check the project of this folder; 1 if anything was damaged."""
-    from dvc.fs import localfs  # type: ignore[import-untyped]
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.fs import localfs
+    from dvc.repo import Repo
 
     repo = Repo()
 

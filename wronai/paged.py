@@ -23,6 +23,7 @@ class InVllm(served.Apart, VLLM):  # type: ignore[misc]  # VLLM has no types
             dtype=settings.dtype,
             max_model_len=settings.max_length + served.EXTRA,
             batch_size=AT_ONCE,
+            load_format="safetensors",  # by itself vLLM falls back to pickles
         )
         self.tokenizer = tokens.load(folder)
 

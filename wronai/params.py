@@ -535,6 +535,8 @@ class Evaluate(Scoring):
 
 class Tracking(Section):
     experiment: Annotated[str, Field(min_length=1)]
+    log_adapter: bool
+    registered_model_name: Annotated[str, Field(pattern=r"^[^/:'\"\s]+$")] | None
 
 
 class Params(Section):

@@ -359,10 +359,14 @@ def save(model: Any, out: Path) -> None:
 
 
 def adapter_tensors(path: Path) -> set[str]:
-    """The names of the tensors of the adapter in the folder `path`. Raises ValueError if the file is damaged."""
+    """The names of the tensors of the adapter in the folder `path`.
+
+    Raises FileNotFoundError if there are none in safetensors, ValueError if the file is damaged.
+    """
     file = path / ADAPTER
     if not file.is_file():
-        raise FileNotFoundError(f"{path}: no {ADAPTER}; finetune_qlora writes it")
+        pickled = " (adapter_model.bin is a pickle, and not loaded)" if (path / "adapter_model.bin").exists() else ""
+        raise FileNotFoundError(f"{path}: no {ADAPTER}{pickled}; finetune_qlora writes it")
     try:
         with safe_open(file, "pt") as opened:
             return set(opened.keys())

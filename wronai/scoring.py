@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from wronai import benchmarks, engines, floors, params, prefixes, prompt, tracking
+from wronai import benchmarks, engines, files, floors, params, prefixes, prompt
 
 Format = Literal["plain", "wronai"]
 LABELLED = 5000  # training items that are enough to know the commonest class
@@ -38,7 +38,7 @@ class Scored:
         folder.mkdir(parents=True, exist_ok=True)
         self.scores.to_parquet(folder / SCORES, index=False)
         self.items.to_parquet(folder / ITEMS, index=False)
-        tracking.write_json(folder / SUMMARY, self.summary)
+        files.write_json(folder / SUMMARY, self.summary)
 
 
 def score_bundle(

@@ -67,7 +67,7 @@ def safetensors_in(names: Collection[str], where: object) -> list[str]:
     """The safetensors among `names`, sorted; FileNotFoundError, which begins with `where`, if there are none."""
     if found := sorted(name for name in names if name.endswith(".safetensors")):
         return found
-    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".gguf")))
+    others = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf")))
     there = f" (there is {', '.join(others[:3])})" if others else ""
     raise FileNotFoundError(f"{where}: no *.safetensors{there}; only weights in safetensors are loaded")
 

@@ -1,37 +1,32 @@
 """Run a stage: check its parameters, record its metrics in metrics/ and mirror them to MLflow.
 
 metrics/*.json is the record; MLflow is a copy of it. So a tracking server that is away costs one warning: what it
-missed waits in .tracking/ until `publish_report`, or `python -m wronai.tracking sync`, mirrors it.
+missed waits in .tracking/ until `publish_report`, or `make mlflow-sync`, mirrors it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import psutil
-from filelock import FileLock
 
-from wronai import numerics, params
+from wronai import environment, files, graph, machine, numerics, params
+from wronai.redaction import redact
+from wronai.store import DIGEST_LIMIT, MEASURED, Record, Store, accepted, default_uri, dvc_inputs, first_line, shown
 
 # No library reports usage, and none opens a connection that params.yaml did not ask for.
 QUIET = {
@@ -41,41 +36,9 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# One call to a server that is away blocks for minutes under MLflow's own defaults.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 # How a cluster tells a pod its place among several: torch would wait for the others. Every stage starts as one process,
 # and those that it starts itself are told theirs.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-SAMPLING_INTERVAL = 10.0  # seconds between two samples of the machine; MLflow's own default
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "lm_eval", "daft")
-VALUE_LIMIT = 6000  # characters of a parameter that MLflow stores
-
-
-@dataclass
-class Record:
-    """What MLflow should hold of one run; kept on disk until it does."""
-
-    name: str
-    params: dict[str, Any]
-    tags: dict[str, str]
-    pid: int = field(default_factory=os.getpid)
-    pid_started: float = field(default_factory=lambda: psutil.Process().create_time())
-    started: int = field(default_factory=lambda: int(time.time() * 1000))
-    ended: int | None = None
-    status: str = "RUNNING"
-    run_id: str | None = None
-    described: bool = False  # whether the store has the parameters
-    metrics: dict[str, float] = field(default_factory=dict)
-    history: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, step, ms since 1970
-    logged: int = 0  # how many points of the history the store has
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def is_alive(self) -> bool:
-        """Whether the process that writes this record still runs."""
-        try:
-            return psutil.Process(self.pid).create_time() == self.pid_started
-        except psutil.NoSuchProcess:
-            return False
 
 
 class Report:
@@ -89,13 +52,13 @@ class Report:
         self._kept = Path("metrics") / f"{self.name}.json"
         self._config = config
         self._sections = sections
-        self._root = root
         flat = params.select(config, sections)
-        self._store = _Store(root, config.tracking.experiment)
+        self._store = Store(root, config.tracking.experiment)
         tags = {"wronai.kind": "stage", "wronai.stage": name, **_provenance(root)}
         self._record = Record(self.name, flat, tags)
         self._store.open(self._record)
-        self._machine = _Machine(self._record)
+        # A store that is away may be so because mlflow cannot even be imported.
+        self._machine = machine.Sampler(self._sample) if self._record.run_id else None
 
     def __call__(self, metrics: Mapping[str, Any]) -> None:
         """State the stage's metrics: nested mappings of numbers and short strings, the same on every run."""
@@ -113,28 +76,63 @@ class Report:
 
     def measure(self, **values: float) -> None:
         """Note what differs from run to run (seconds, tokens/s, bytes of memory): for MLflow, not for metrics/."""
-        self._record.metrics |= {f"measured.{key}": float(value) for key, value in values.items()}
+        self._record.metrics |= {f"{MEASURED}{key}": float(value) for key, value in values.items()}
 
-    def parent(self, stages: Mapping[str, Made]) -> None:
-        """Record the pipeline's state as one parent run over the stage runs that this execution made.
+    def source(self, name: str, content: Any, where: Mapping[str, Any]) -> None:
+        """Log a data set from outside as an input of this run, and of the parent run.
 
-        `stages` is what `made` gives, without the stage that calls this. Stages that DVC restored are there too, with
-        what was measured when they ran.
+        Its digest is that of `content`, JSON that tells the bytes, such as the SHA-256 of each file; `where` says what
+        it is and where it comes from.
         """
-        self._store.publish(self._config, stages, self._record)
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:DIGEST_LIMIT]
+        source = json.loads(redact(json.dumps({"kind": "source", **where})))
+        self._record.inputs.append({"name": name, "digest": digest, "source": source, "context": "source"})
+
+    def parent(
+        self,
+        stages: Mapping[str, graph.Made],
+        artifacts: Mapping[str, Path],
+        *,
+        uploads: Collection[str] = (),
+        model: Mapping[str, str] | None = None,
+    ) -> None:
+        """Record the pipeline's state as the one parent run that it has, over the stage runs that made it.
+
+        `stages` is what `graph.made` gives, without the stage that calls this and whose outs must be complete. Stages
+        that DVC restored are there too, with what was measured when they ran. `artifacts` are files and folders by
+        their path in the run; a file that is not there is left out. `uploads` are outs of DVC to log whole; `model` is
+        one to register, with the arguments of `Store.register`.
+        """
+        try:
+            lock = graph.settled(self._record.tags["wronai.stage"])
+        except Exception as error:  # of DVC's own code: the state is known without the last stage
+            print(f"tracking: dvc.lock could not be told in advance ({first_line(error)})", file=sys.stderr)
+            lock = graph.read_lock(Path())
+        parent = _parent(Path(), params.flatten(self._config), stages, lock, self._record.tags)
+        left = {path: md5 for outs in lock.outs.values() for path, md5 in outs.items()}
+        parent.uploads = {path: left[path] for path in uploads if path in left}
+        if model and model["path"] in left:
+            parent.model = {**model, "md5": left[model["path"]]}
+        files_of_run: dict[str, bytes | Path] = {name: path for name, path in artifacts.items() if path.exists()}
+        self._store.publish(parent, {**files_of_run, "params.yaml": Path("params.yaml"), "dvc.lock": lock.content})
 
     def finish(self, status: str) -> None:
         """Write metrics/<stage>.json if the stage ended well, then close its MLflow run."""
-        self._machine.stop()
+        if self._machine:
+            self._machine.stop()
         if status == "FINISHED" and self.metrics is not None:
             if self._kept.parent == Path("metrics"):
-                write_json(self._kept, self.metrics)
-            self._record.tags["wronai.state"] = _state(self.name, self._kept, self._config, self._sections)
+                files.write_json(self._kept, self.metrics)
+            told = params.select(self._config, self._sections)
+            self._record.tags["wronai.state"] = _state(self.name, self._kept.read_bytes(), told)
             self._record.metrics |= _numbers(self.metrics)
-        self._record.metrics["measured.seconds"] = time.time() - self._record.started / 1000
-        self._record.metrics["measured.peak_memory_bytes"] = float(_peak_memory())
+        self._record.metrics[f"{MEASURED}seconds"] = time.time() - self._record.started / 1000
+        self._record.metrics[f"{MEASURED}peak_memory_bytes"] = float(machine.peak_memory())
         self._record.status, self._record.ended = status, int(time.time() * 1000)
         self._store.close(self._record)
+
+    def _sample(self, key: str, value: float, step: int, now: int) -> None:
+        self._record.history.append((key, value, step, now))
 
 
 @contextlib.contextmanager
@@ -149,9 +147,9 @@ def stage(name: str, instance: str | None = None) -> Iterator[tuple[params.Param
     """
     try:
         config = params.load(Path("params.yaml"))
-        graph = declared(Path("dvc.yaml"))
-        if name not in graph:
-            raise ValueError(f"dvc.yaml: no stage {name!r}; it has {', '.join(graph)}")
+        declared = graph.declared(Path("dvc.yaml"))
+        if name not in declared:
+            raise ValueError(f"dvc.yaml: no stage {name!r}; it has {', '.join(declared)}")
     except ValueError as error:
         sys.exit(f"{name}: {error}")
     os.environ.update(QUIET)
@@ -162,23 +160,27 @@ def stage(name: str, instance: str | None = None) -> Iterator[tuple[params.Param
         os.environ["HF_HUB_OFFLINE"] = "1"
     hush()
     numerics.choose(config.numerics)
-    before = _sources(graph[name].sources)
-    report = Report(name, config, graph[name].sections, store_root(), instance)
+    before = _sources(declared[name].sources)
+    report = Report(name, config, declared[name].sections, store_root(), instance)
     try:
         yield config, report
-        if changed := [path for path, digest in _sources(graph[name].sources).items() if before.get(path) != digest]:
+        if changed := [path for path, digest in _sources(declared[name].sources).items() if before.get(path) != digest]:
             raise ValueError(
                 f"{', '.join(changed)} changed while the stage ran, so its outs belong to no version; run it again"
             )
     except (ValueError, OSError) as error:
         report.finish("FAILED")
         if os.environ.get("WRONAI_TRACEBACK"):
-            traceback.print_exc()
-        sys.exit(f"{name}: {error}")
+            print(redact(traceback.format_exc()), file=sys.stderr)
+        sys.exit(redact(f"{name}: {error}"))
     except KeyboardInterrupt:
         report.finish("KILLED")
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         sys.exit(130)
+    except Exception:
+        report.finish("FAILED")
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        sys.exit(1)
     except BaseException:
         report.finish("FAILED")
         raise
@@ -193,56 +195,6 @@ def hush() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@dataclass(frozen=True)
-class Declared:
-    """What dvc.yaml says of a stage: the sections of params.yaml that it reads, and the Python files it is made of."""
-
-    sections: list[str]
-    sources: list[str]
-
-
-def declared(path: Path) -> dict[str, Declared]:
-    """The stages of the dvc.yaml at `path`, in its order."""
-    return {
-        name: Declared(
-            sections=[str(section) for section in entry.get("params", [])],
-            sources=[dep for dep in entry.get("deps", []) if dep.endswith(".py")],
-        )
-        for name, entry in params.read(path)["stages"].items()
-    }
-
-
-@dataclass(frozen=True)
-class Made:
-    """Where a stage, or an instance of one, leaves its metrics, and the sections of params.yaml that it reads."""
-
-    metrics: Path
-    sections: list[str]
-
-
-def made(path: Path, config: params.Params) -> dict[str, Made]:
-    """Every stage of the dvc.yaml at `path`, those with a matrix once for each instance, named as DVC names them.
-
-    A stage's metrics stand in metrics/, an instance's in the summary.json of its first out.
-    """
-    flat = params.flatten(config)
-    found: dict[str, Made] = {}
-    for name, entry in params.read(path)["stages"].items():
-        sections = [str(section) for section in entry.get("params", [])]
-        if "matrix" not in entry:
-            found[name] = Made(Path("metrics") / f"{name}.json", sections)
-            continue
-        axes = {
-            axis: flat[values[2:-1]] if isinstance(values, str) else values for axis, values in entry["matrix"].items()
-        }
-        for chosen in itertools.product(*axes.values()):
-            out = str(entry["outs"][0])
-            for axis, value in zip(axes, chosen, strict=True):
-                out = out.replace(f"${{item.{axis}}}", value)
-            found[f"{name}@{'-'.join(chosen)}"] = Made(Path(out) / "summary.json", sections)
-    return found
-
-
 def store_root() -> Path:
     """The folder that holds the tracking store and the checkpoints: the main checkout, also in a temporary experiment.
 
@@ -254,304 +206,162 @@ def store_root() -> Path:
     return Path(root).resolve() if root and here.is_relative_to(Path(root).resolve()) else here
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON to `path`, whole or not at all, with sorted keys."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _parent(
+    folder: Path,
+    flat: dict[str, Any],
+    stages: Mapping[str, graph.Made],
+    lock: graph.Lock,
+    tags: Mapping[str, str],
+) -> Record:
+    """The parent run of the state in `folder`, from its metrics, its parameters `flat` and its `lock`."""
+    parent = Record(tags.get("wronai.experiment") or tags.get("wronai.commit", "uncommitted")[:9], flat, {**tags})
+    parent.tags.pop("wronai.stage", None)
+    parent.tags |= {"wronai.kind": "parent", "wronai.state": graph.state(lock, flat, stages)}
+    if lock.content:
+        parent.tags["wronai.lock"] = lock.md5
+    parent.tags |= {f"out.{path}": md5 for outs in lock.outs.values() for path, md5 in outs.items()}
+    parent.outs = lock.outs
+    parent.data = {name: lock.data(name) for name in lock.deps}
+    parent.inputs = dvc_inputs({name: read for name, read in parent.data.items() if "@" not in name})
+    for name, stage in stages.items():
+        kept = folder / stage.metrics
+        if kept.exists():
+            told = {key: value for key, value in flat.items() if _below(key, stage.sections)}
+            parent.made[name] = _state(name, kept.read_bytes(), told)
+            if "@" not in name:  # what instances found, a later stage brings together
+                found = _numbers(json.loads(kept.read_text(encoding="utf-8")))
+                parent.metrics |= {f"{name}.{key}": value for key, value in found.items()}
+    parent.status, parent.ended = "FINISHED", int(time.time() * 1000)
+    return parent
 
 
-class _Machine:
-    """Samples of the machine under MLflow's own names (system/cpu_utilization_percentage and others), until `stop`.
-
-    They go into the history of `record`, and with it to the store. MLflow's SystemMetricsMonitor would send each sample
-    from its own thread, where a server that is away makes it wait and then end. MLflow's switch is heeded:
-    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false; so is MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL, in seconds.
-    """
-
-    def __init__(self, record: Record) -> None:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._sample, args=(record,), name="system metrics", daemon=True)
-        wanted = os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() not in ("false", "0")
-        if wanted and record.run_id:  # else the store is away, and mlflow may not even be imported
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._over.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-
-    def _sample(self, record: Record) -> None:
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        monitors: list[Any] = []
-        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
-            with contextlib.suppress(Exception):  # of the GPU: there is none; of the others: this machine does not say
-                monitors.append(kind())
-        psutil.cpu_percent()  # the first call has nothing to compare with
-        interval = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL") or SAMPLING_INTERVAL)
-        step = 0
-        while not self._over.wait(interval):
-            now = int(time.time() * 1000)
-            for monitor in monitors:
-                with contextlib.suppress(Exception):
-                    monitor.collect_metrics()
-                    values = monitor.aggregate_metrics()
-                    record.history.extend((f"system/{key}", float(value), step, now) for key, value in values.items())
-                monitor.clear_metrics()
-            step += 1
+def _rebuilt(folder: Path, revision: graph.Revision) -> tuple[Record, list[Record]]:
+    """The parent run of the state that git has in `folder`, and the runs of its stages."""
+    flat = params.flatten(params.read(folder / "params.yaml"))
+    stages = graph.made(folder / "dvc.yaml", flat)
+    stages.pop(graph.PUBLISHER, None)
+    commit = revision.baseline or revision.commit
+    tags = {"wronai.execution": f"git {revision.commit[:9]}", "wronai.commit": commit, "wronai.rebuilt": "true"}
+    if revision.name:
+        tags["wronai.experiment"] = revision.name
+    parent = _parent(folder, flat, stages, graph.read_lock(folder), tags)
+    records = []
+    for name, state in parent.made.items():
+        own = {"wronai.kind": "stage", "wronai.stage": name.split("@")[0], "wronai.state": state}
+        told = {key: value for key, value in flat.items() if _below(key, stages[name].sections)}
+        found = _numbers(json.loads((folder / stages[name].metrics).read_text(encoding="utf-8")))
+        records.append(Record(name, told, {**tags, **own}, metrics=found, status="FINISHED"))
+    for record in (parent, *records):
+        record.started = record.ended = revision.committed
+    return parent, records
 
 
-class _Store:
-    """The MLflow store, or the lack of it: every call works, and what the store missed waits on disk."""
-
-    def __init__(self, root: Path, experiment: str) -> None:
-        self._pending = root / ".tracking"
-        self._root = root
-        self._experiment = experiment
-        self._client: Any = None
-        self._experiment_id = ""
-        self._away = False
-
-    def open(self, record: Record) -> None:
-        self._keep(record)
-        self._try(lambda: self._create(record))
-        self._keep(record)
-
-    def log(self, record: Record) -> None:
-        if record.run_id:
-            self._try(lambda: self._catch_up(record))
-
-    def close(self, record: Record) -> None:
-        self._keep(record)
-        self._try(lambda: self._mirror(record))
-
-    def publish(self, config: params.Params, stages: Mapping[str, Made], record: Record) -> None:
-        execution = record.tags["wronai.execution"]
-        parent = Record(
-            name=os.environ.get("DVC_EXP_NAME") or record.tags.get("wronai.commit", "uncommitted")[:9],
-            params=params.flatten(config),
-            tags={**record.tags, "wronai.kind": "parent"},
-        )
-        del parent.tags["wronai.stage"]
-        states = {}
-        for name, stage in stages.items():
-            if stage.metrics.exists():
-                states[name] = _state(name, stage.metrics, config, stage.sections)
-                if "@" not in name:  # what instances found, a later stage brings together
-                    read = json.loads(stage.metrics.read_text(encoding="utf-8"))
-                    parent.metrics |= {f"{name}.{key}": value for key, value in _numbers(read).items()}
-        parent.tags["wronai.state"] = hashlib.sha256("".join(states.values()).encode()).hexdigest()
-        parent.tags["wronai.states"] = json.dumps(states)
-        parent.tags["wronai.execution"] = execution
-        parent.status, parent.ended = "FINISHED", int(time.time() * 1000)
-        self._keep(parent)
-        self._try(lambda: self.sync(with_alive=parent))
-
-    def sync(self, with_alive: Record | None = None) -> int:
-        """Mirror every record on disk whose process has ended, and `with_alive`; returns how many were mirrored."""
-        records = [Record(**json.loads(path.read_text())) for path in sorted(self._pending.glob("*.json"))]
-        waiting = [record for record in records if not record.is_alive()]
-        for record in waiting:
-            if record.ended is None:
-                record.status = "KILLED"
-        if with_alive:
-            waiting.append(with_alive)
-        for record in sorted(waiting, key=lambda record: record.tags["wronai.kind"] == "parent"):
-            self._mirror(record)
-        return len(waiting)
-
-    def _mirror(self, record: Record) -> None:
-        """Bring the store up to `record`, then forget it."""
-        self._create(record)
-        self._catch_up(record)
-        now = record.ended or int(time.time() * 1000)
-        if record.tags["wronai.kind"] == "parent":
-            self._adopt(record)
-        self._points(record.run_id, [(key, value, 0, now) for key, value in record.metrics.items()])
-        client = self._connect()
-        for key, value in record.tags.items():
-            client.set_tag(record.run_id, key, value)
-        if record.status != "RUNNING":
-            client.set_terminated(record.run_id, record.status, now)
-            (self._pending / f"{record.id}.json").unlink(missing_ok=True)
-
-    def _adopt(self, parent: Record) -> None:
-        """Nest under `parent` the stage runs of its execution, and copy what was measured as each stage ran."""
-        client = self._connect()
-        tag = parent.tags["wronai.execution"]
-        for run in self._search(f"tags.`wronai.execution` = '{tag}' and tags.`wronai.kind` = 'stage'"):
-            client.set_tag(run.info.run_id, "mlflow.parentRunId", parent.run_id)
-        for name, state in json.loads(parent.tags["wronai.states"]).items():
-            made_it = self._search(f"tags.`wronai.state` = '{state}' and tags.`wronai.kind` = 'stage'")
-            if made_it:
-                measured = {key: value for key, value in made_it[0].data.metrics.items() if key.startswith("measured.")}
-                parent.metrics |= {_accepted(f"{name}.{key}"): value for key, value in measured.items()}
-
-    def _search(self, query: str) -> list[Any]:
-        """The runs that match `query`, latest first."""
-        found = self._connect().search_runs([self._experiment_id], query, order_by=["attributes.start_time DESC"])
-        return list(found)
-
-    def _create(self, record: Record) -> None:
-        from mlflow.entities import Param
-
-        client = self._connect()
-        if record.run_id is None:
-            run = client.create_run(self._experiment_id, record.started, record.tags, record.name)
-            record.run_id = run.info.run_id
-        if not record.described:
-            pairs = [Param(key, str(value)[:VALUE_LIMIT]) for key, value in record.params.items()]
-            for start in range(0, len(pairs), 100):  # the most that one request takes
-                client.log_batch(record.run_id, params=pairs[start : start + 100])
-            record.described = True
-
-    def _catch_up(self, record: Record) -> None:
-        """Give the store the points of the history that it lacks: a server may go away in the middle of a run."""
-        known = len(record.history)  # `_Machine` may add to it meanwhile
-        self._points(record.run_id, record.history[record.logged : known])
-        record.logged = known
-
-    def _points(self, run_id: str | None, points: list[tuple[str, float, int, int]]) -> None:
-        from mlflow.entities import Metric
-
-        batch = [Metric(key, value, timestamp, step) for key, value, step, timestamp in points]
-        for start in range(0, len(batch), 1000):
-            self._connect().log_batch(run_id, metrics=batch[start : start + 1000])
-
-    def _connect(self) -> Any:
-        if self._client is None:
-            uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(self._root)
-            _probe(uri)
-            for name, value in PATIENCE.items():
-                os.environ.setdefault(name, value)
-            from mlflow.tracking import MlflowClient
-
-            logging.getLogger("alembic").setLevel(logging.WARNING)
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-            self._pending.mkdir(exist_ok=True)
-            with FileLock(self._pending / "store.lock"):  # processes that create one SQLite store at once break it
-                client = MlflowClient(uri)
-                experiment = client.get_experiment_by_name(self._experiment)
-                local = uri.startswith("sqlite:")
-                self._experiment_id = (
-                    experiment.experiment_id
-                    if experiment
-                    else client.create_experiment(
-                        self._experiment, artifact_location=(self._root / "mlruns").as_uri() if local else None
-                    )
-                )
-            self._client = client
-        return self._client
-
-    def _keep(self, record: Record) -> None:
-        write_json(self._pending / f"{record.id}.json", asdict(record))
-
-    def _try(self, call: Callable[[], object]) -> None:
-        """Call the store; on a failure warn once, and let what it missed wait on disk."""
-        if self._away:
-            return
-        try:
-            call()
-        except Exception as error:  # whatever a store raises, tracking never stops a stage
-            self._away = True
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(
-                f"tracking: the MLflow store did not answer ({first}); the run waits in .tracking/ and is mirrored by "
-                "the next publish_report or `python -m wronai.tracking sync`",
-                file=sys.stderr,
-            )
-
-
-def default_uri(root: Path) -> str:
-    """The SQLite store at the root of the project."""
-    return f"sqlite:///{root / 'mlflow.db'}"
-
-
-def _probe(uri: str) -> None:
-    """Raise ConnectionError at once if nobody listens at an HTTP `uri`."""
-    parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            socket.create_connection((parts.hostname, port), timeout=3).close()
-        except OSError as error:
-            raise ConnectionError(f"{parts.hostname}:{port}: {error}") from None
+def _below(key: str, sections: Collection[str]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _provenance(root: Path) -> dict[str, str]:
-    """Tags that lead from a run to the code, the experiment and the libraries that made it."""
+    """Tags that lead from a run to the code, the experiment and what computed it."""
     tags = {"wronai.execution": _execution()}
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     if git.returncode == 0:
-        tags["wronai.commit"] = git.stdout.strip()
+        tags["wronai.commit"] = tags["mlflow.source.git.commit"] = git.stdout.strip()
     for variable, tag in (("DVC_EXP_NAME", "wronai.experiment"), ("DVC_EXP_BASELINE_REV", "wronai.baseline")):
         if os.environ.get(variable):
             tags[tag] = os.environ[variable]
-    for library in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            tags[f"version.{library}"] = metadata.version(library)
-    return tags
+    observed = environment.observe()
+    return tags | {f"environment.{key}": value for key, value in observed.items() if value != environment.ABSENT}
 
 
 def _execution() -> str:
-    """A name for the dvc process that all stages of one execution descend from, unique over hosts and time."""
+    """A name for what all stages of one execution share, unique over hosts and time.
+
+    It is the dvc process that they descend from and the experiment, since one process may run several.
+    """
     process = psutil.Process()
     for ancestor in process.parents():
         with contextlib.suppress(psutil.Error):
             if any(Path(word).name == "dvc" for word in ancestor.cmdline()[:3]):
                 process = ancestor
                 break
-    identity = f"{socket.gethostname()} {process.pid} {process.create_time()}"
+    experiment = os.environ.get("DVC_EXP_NAME", "")
+    identity = f"{socket.gethostname()} {process.pid} {process.create_time()} {experiment} {Path.cwd()}"
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
-def _state(name: str, path: Path, config: params.Params, sections: list[str]) -> str:
+def _state(name: str, metrics: bytes, told: Mapping[str, Any]) -> str:
     """A digest of what the stage `name` was told and what it found: equal for a run and for its restored copy."""
-    told = json.dumps(params.select(config, sections), sort_keys=True).encode()
-    return hashlib.sha256(name.encode() + b"\0" + path.read_bytes() + b"\0" + told).hexdigest()
+    content = name.encode() + b"\0" + metrics + b"\0" + json.dumps(told, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The numbers in nested `metrics` under dotted keys that MLflow accepts."""
     flat = params.flatten(dict(metrics))
     numbers = {key: value for key, value in flat.items() if isinstance(value, int | float)}
-    return {_accepted(key): float(value) for key, value in numbers.items()}
-
-
-def _accepted(key: str) -> str:
-    """`key` as MLflow accepts it for a metric: no @ of an instance, no bracket."""
-    return re.sub(r"[^\w\-./ :]", "_", key)
+    return {accepted(key): float(value) for key, value in numbers.items()}
 
 
 def _sources(paths: list[str]) -> dict[str, str]:
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if Path(path).is_file()}
 
 
-def _peak_memory() -> int:
-    """The most memory that this process held at once, in bytes."""
-    import resource
+def sync(root: Path, store: Store, *, all_commits: bool, close_other_hosts: bool) -> list[str]:
+    """Bring the store up to the records that wait and to what git and DVC know; returns lines that say what was done.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    The states are those of experiments, branches and tags, with `all_commits` of every commit.
+    """
+    done = store.sync(close_other_hosts=close_other_hosts)
+    for revision in graph.revisions(root, all_commits=all_commits):
+        with graph.checked_out(root, revision.commit) as folder:
+            if folder:
+                lacked = store.rebuild(*_rebuilt(folder, revision))
+                done.rebuilt, done.present = done.rebuilt + lacked, done.present + (not lacked)
+    lines = [
+        f"mirrored {done.mirrored} runs that waited in .tracking/",
+        f"rebuilt {done.rebuilt} parent runs from git; {done.present} were there",
+    ]
+    if done.elsewhere:
+        lines.append(
+            f"left alone, they may run still: {', '.join(done.elsewhere)}; --close-other-hosts closes them as killed"
+        )
+    return lines
+
+
+def ui(root: Path, port: int) -> None:
+    """Become the MLflow UI on the project's store, on loopback; of a store that is a server, say where it is."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
+    if uri.startswith(("http:", "https:")):
+        print(f"MLFLOW_TRACKING_URI is a server, which has the UI itself: {shown(uri)}")
+        return
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    # In the environment, since others can read the arguments of a process, and a database has its password in its URI.
+    os.execve(command[0], command, {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": uri})
 
 
 def main(arguments: list[str]) -> int:
-    """`sync`: mirror what waits in .tracking/; `ui`: open the MLflow UI on the project's store."""
-    root = store_root()
-    if arguments == ["sync"]:
-        store = _Store(root, params.load(Path("params.yaml")).tracking.experiment)
-        print(f"mirrored {store.sync()} runs to MLflow")
-        return 0
-    if arguments == ["ui"]:
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(root)
-        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-        os.execve(command[0], command, {**os.environ, **QUIET})
-    print("usage: python -m wronai.tracking sync|ui", file=sys.stderr)
-    return 2
+    """`sync`: bring the store up to date; `ui`: open the MLflow UI on it. Exit code 1 with one line if that fails."""
+    parser = argparse.ArgumentParser(prog="python -m wronai.tracking", description="The MLflow store of the project.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    syncing = commands.add_parser("sync", help="mirror what the store missed, rebuild from git what it lost")
+    syncing.add_argument("--all-commits", action="store_true", help="every commit, not only tips and experiments")
+    syncing.add_argument("--close-other-hosts", action="store_true", help="unfinished runs of other hosts were killed")
+    showing = commands.add_parser("ui", help="the MLflow UI on the project's store")
+    showing.add_argument("--port", type=int, default=5000)
+    chosen = parser.parse_args(arguments)
+    os.environ.update(QUIET)
+    try:
+        root = store_root()
+        if chosen.command == "ui":
+            ui(root, chosen.port)
+            return 0
+        store = Store(root, params.load(Path("params.yaml")).tracking.experiment)
+        for line in sync(root, store, all_commits=chosen.all_commits, close_other_hosts=chosen.close_other_hosts):
+            print(line)
+    except Exception as error:  # whatever a store raises
+        print(f"tracking: {first_line(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

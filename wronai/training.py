@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import shutil
 import statistics
 import sys
@@ -216,7 +217,13 @@ def train(
         trainer.add_callback(_EarlyStop(early_stopping))
     if settings.world_size > 1:
         torch.manual_seed(settings.seed + settings.process_index)  # else all would drop out the same places
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except pickle.UnpicklingError:  # torch reads tensors and numbers alone (`weights_only`)
+        raise ValueError(
+            f"{last}: a state of the optimizer, the schedule or the generators is damaged or holds more than tensors "
+            "and numbers; nothing of it was run; remove that checkpoint, and training goes on from the one before it"
+        ) from None
     wait_for_everyone()
     return Outcome(
         [

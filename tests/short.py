@@ -1,0 +1,169 @@
+"""A short graph of tiny stages in a repository of its own, with real DVC and the project's own tracking."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+from ruamel.yaml import YAML
+
+from wronai import graph, params, tracking
+
+ROOT = Path(__file__).parent.parent
+TRAIN = """
+import json
+from pathlib import Path
+from wronai import tracking
+if __name__ == "__main__":
+    with tracking.stage("train") as (config, report):
+        r = config.finetune.lora.r
+        report.source("corpus", {"sha256": "ab"}, {"licence": "CC0-1.0"})
+        for step in range(3):
+            report.log(step, loss=r / (1 + step))
+        report.measure(tokens_per_second=100 * r)
+        out = Path("models/adapter")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "adapter_config.json").write_text(json.dumps({"r": r}))
+        (out / "weights.txt").write_text(f"{r} {config.seed} " * 100)
+        report({"loss": r / 3})
+"""
+SCORE = """
+import sys
+from pathlib import Path
+from wronai import files, tracking
+if __name__ == "__main__":
+    model = sys.argv[1]
+    with tracking.stage("score", model) as (config, report):
+        held = Path("models/adapter/weights.txt").read_text() if model == "merged" else ""
+        out = Path("data/scores") / model / "summary.json"
+        files.write_json(out, {"acc": len(held) / 1000 + config.seed})
+        report.read(out)
+"""
+PUBLISH = """
+import json
+from pathlib import Path
+from wronai import graph, tracking
+if __name__ == "__main__":
+    with tracking.stage("publish_report") as (config, report):
+        stages = graph.made(Path("dvc.yaml"), config)
+        del stages["publish_report"]
+        Path("report").mkdir(exist_ok=True)
+        Path("report/report.md").write_text(Path("metrics/train.json").read_text())
+        report.parent(
+            stages,
+            {"report": Path("report"), "adapter_config.json": Path("models/adapter/adapter_config.json")},
+            uploads=["models/adapter"] if config.tracking.log_adapter else [],
+        )
+"""
+GRAPH = {
+    "stages": {
+        "train": {
+            "desc": "Train",
+            "cmd": "python train.py",
+            "deps": ["train.py"],
+            "params": ["seed", "finetune.lora.r"],
+            "outs": ["models/adapter"],
+            "metrics": [{"metrics/train.json": {"cache": False}}],
+        },
+        "score": {
+            "desc": "Score",
+            "matrix": {"model": ["base", "merged"]},
+            "cmd": "python score.py ${item.model}",
+            "deps": ["score.py", "models/adapter"],
+            "params": ["seed"],
+            "outs": ["data/scores/${item.model}"],
+        },
+        "publish_report": {
+            "desc": "Publish",
+            "cmd": "python publish.py",
+            "deps": ["publish.py", "metrics/train.json", "data/scores", "models/adapter"],
+            "params": ["seed", "finetune", "tracking"],
+            "outs": [{"report": {"persist": True}}],
+        },
+    }
+}
+STAGES = ["train", "score@base", "score@merged", "publish_report"]
+
+
+def make(folder: Path) -> Path:
+    """The short graph in `folder`, committed, with nothing run yet."""
+    for name, code in (("train", TRAIN), ("score", SCORE), ("publish", PUBLISH)):
+        (folder / f"{name}.py").write_text(code)
+    with (folder / "dvc.yaml").open("w") as file:
+        YAML().dump(GRAPH, file)
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    shutil.copyfile(ROOT / ".gitignore", folder / ".gitignore")
+    run(folder, "git", "init", "-q", "-b", "main")
+    run(folder, "dvc", "init", "-q")
+    run(folder, "dvc", "config", "core.autostage", "false")
+    (folder / "models").mkdir()
+    (folder / "models/.gitignore").write_text("/adapter\n")
+    (folder / "data/scores").mkdir(parents=True)
+    (folder / "data/scores/.gitignore").write_text("/base\n/merged\n")
+    commit(folder)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a user, without what this test run was told, who finds this checkout's modules."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", **more}
+
+
+def run(folder: Path, *command: str, code: int = 0, **more: str) -> str:
+    """What a command in the folder printed; the test fails with that if it ends with another exit code."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == code, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def commit(folder: Path) -> None:
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "state")
+
+
+def ran(output: str) -> list[str]:
+    """The stages that a dvc command executed, in their order."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")]
+
+
+def runs(folder: Path, kind: str, uri: str | None = None) -> list[Any]:
+    """The MLflow runs of a kind, parent or stage, oldest first."""
+    client = MlflowClient(uri or tracking.default_uri(folder))
+    ids = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(ids, f"tags.`wronai.kind` = '{kind}'", order_by=["attributes.start_time ASC"]))
+
+
+def nested(folder: Path, parent: Any, uri: str | None = None) -> list[str]:
+    """The names of the stage runs under a parent run, in the order of the graph."""
+    found = runs(folder, "stage", uri)
+    names = [run.info.run_name for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return sorted(names, key=STAGES.index)
+
+
+def complete(folder: Path, parent: Any) -> None:
+    """Fail unless the parent run has every parameter, every stage's metrics, and its bytes in DVC's cache."""
+    values = params.flatten(params.load(folder / "params.yaml"))
+    assert set(parent.data.params) == set(values)
+    assert float(parent.data.params["finetune.lora.r"]) == 3 * parent.data.metrics["train.loss"]
+    for stage in ("train", "score_base", "score_merged"):
+        assert f"{stage}.measured.seconds" in parent.data.metrics
+    assert parent.info.status == "FINISHED"
+    tags = parent.data.tags
+    for path in ("models/adapter", "data/scores/base", "data/scores/merged", "report"):
+        md5 = tags[f"out.{path}"]
+        assert (folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).exists()
+
+
+def lock_of(folder: Path, name: str) -> graph.Lock:
+    """The dvc.lock of HEAD, or of the experiment with that name."""
+    found = run(folder, "git", "for-each-ref", "--format=%(objectname)", f"refs/exps/*/*/{name}").split()
+    revision = name if name == "HEAD" else found[0]
+    done = subprocess.run(["git", "show", f"{revision}:dvc.lock"], cwd=folder, capture_output=True, check=True)
+    return graph.parse(done.stdout)

@@ -1,0 +1,158 @@
+"""Each mode in which DVC runs a pipeline leaves one complete parent run in MLflow for each state that ran.
+
+What these tests see is the table of docs/dvc.md: `test_the_page_says_what_was_seen` holds it to them.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import short
+from mlflow.tracking import MlflowClient
+
+from wronai import tracking
+
+SEEN: dict[str, tuple[str, str]] = {}  # mode → what ran, what MLflow shows
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The short graph after its first `dvc repro`, committed."""
+    folder = short.make(tmp_path_factory.mktemp("project"))
+    output = short.run(folder, "dvc", "repro")
+    assert sorted(short.ran(output)) == sorted(short.STAGES)
+    short.commit(folder)
+    return folder
+
+
+@pytest.fixture
+def before(project: Path) -> Iterator[set[str]]:
+    """The parent runs from before; afterwards the workspace is again as committed."""
+    yield {run.info.run_id for run in short.runs(project, "parent")}
+    short.run(project, "git", "checkout", "-q", "--force", "main")
+    short.run(project, "dvc", "checkout", "-q")
+
+
+def new(project: Path, before: set[str]) -> list[Any]:
+    return [run for run in short.runs(project, "parent") if run.info.run_id not in before]
+
+
+def experiments(project: Path) -> set[str]:
+    return set(short.run(project, "dvc", "exp", "list", "--name-only", "--all-commits").split())
+
+
+def lead_both_ways(project: Path, parents: list[Any]) -> None:
+    """Each row is named after an experiment whose dvc.lock has the hash and the outs that the row tells."""
+    for parent in parents:
+        short.complete(project, parent)
+        name = parent.info.run_name
+        assert parent.data.tags["wronai.experiment"] == name
+        lock = short.lock_of(project, name)
+        assert parent.data.tags["wronai.lock"] == lock.md5
+        told = {tag[4:]: md5 for tag, md5 in parent.data.tags.items() if tag.startswith("out.")}
+        assert told == {path: md5 for outs in lock.outs.values() for path, md5 in outs.items()}
+
+
+def test_repro(project: Path) -> None:
+    (parent,) = short.runs(project, "parent")
+    short.complete(project, parent)
+    assert short.nested(project, parent) == short.STAGES
+    assert parent.data.tags["wronai.lock"] == short.lock_of(project, "HEAD").md5
+    assert parent.info.run_name == parent.data.tags["wronai.commit"][:9]
+
+
+def test_repro_with_nothing_to_do(project: Path, before: set[str]) -> None:
+    assert short.ran(short.run(project, "dvc", "repro")) == []
+    assert new(project, before) == []
+
+
+def test_repro_by_force_adds_its_runs_to_the_parent_of_the_state(project: Path, before: set[str]) -> None:
+    assert len(short.ran(short.run(project, "dvc", "repro", "--force"))) == 4
+    assert new(project, before) == []
+    (parent,) = short.runs(project, "parent")[:1]
+    assert short.nested(project, parent) == sorted(2 * short.STAGES, key=short.STAGES.index)
+    history = MlflowClient(tracking.default_uri(project)).get_metric_history(parent.info.run_id, "train.loss")
+    assert len(history) == 1
+
+
+def test_exp_run(project: Path, before: set[str]) -> None:
+    output = short.run(project, "dvc", "exp", "run", "-S", "finetune.lora.r=2")
+    assert "score@merged" in short.ran(output)
+    parents = new(project, before)
+    assert [parent.data.params["finetune.lora.r"] for parent in parents] == ["2"]
+    lead_both_ways(project, parents)
+    assert {parent.info.run_name for parent in parents} <= experiments(project)
+
+
+def test_exp_run_in_a_temporary_folder(project: Path, before: set[str]) -> None:
+    short.run(project, "dvc", "exp", "run", "--temp", "--name", "in-temp", "-S", "finetune.lora.r=3")
+    parents = new(project, before)
+    assert [parent.info.run_name for parent in parents] == ["in-temp"]
+    lead_both_ways(project, parents)
+
+
+def test_a_sweep_from_the_queue_on_two_workers(project: Path, before: set[str]) -> None:
+    known = experiments(project)
+    short.run(project, "dvc", "exp", "run", "--queue", "-S", "finetune.lora.r=4,8,12")
+    short.run(project, "dvc", "queue", "start", "-j", "2")
+    short.run(project, "dvc", "queue", "logs", "-f", next(iter(queued(project)))) if queued(project) else None
+    wait(project)
+    parents = new(project, before)
+    assert sorted(parent.data.params["finetune.lora.r"] for parent in parents) == ["12", "4", "8"]
+    lead_both_ways(project, parents)
+    assert {parent.info.run_name for parent in parents} == experiments(project) - known
+    for parent in parents:
+        assert short.nested(project, parent)[0] == "train" and len(short.nested(project, parent)) >= 3
+
+
+def test_run_all(project: Path, before: set[str]) -> None:
+    known = experiments(project)
+    short.run(project, "dvc", "exp", "run", "--queue", "-S", "finetune.lora.r=9,10")
+    short.run(project, "dvc", "exp", "run", "--run-all")
+    parents = new(project, before)
+    assert sorted(parent.data.params["finetune.lora.r"] for parent in parents) == ["10", "9"]
+    lead_both_ways(project, parents)
+    assert {parent.info.run_name for parent in parents} == experiments(project) - known
+
+
+def test_exp_apply_brings_a_state_back_and_no_new_run(project: Path, before: set[str]) -> None:
+    short.run(project, "dvc", "exp", "apply", "in-temp")
+    assert short.ran(short.run(project, "dvc", "repro")) == []
+    assert json.loads((project / "models/adapter/adapter_config.json").read_text()) == {"r": 3}
+    assert new(project, before) == []
+
+
+def test_a_restore_from_the_run_cache_finds_the_run_of_its_state(project: Path, before: set[str]) -> None:
+    text = (project / "params.yaml").read_text()
+    lines = [line for line in text.splitlines() if line.strip().startswith("r: ")]
+    (project / "params.yaml").write_text(text.replace(lines[0], lines[0].replace("16", "3")))
+    output = short.run(project, "dvc", "repro")
+    assert short.ran(output) == ["publish_report"], "the others come from the run cache"
+    assert new(project, before) == []
+    (parent,) = [run for run in short.runs(project, "parent") if run.info.run_name == "in-temp"]
+    assert "in-temp" in experiments(project)
+    assert short.nested(project, parent).count("publish_report") == 2
+
+
+def test_two_experiments_of_the_same_state_are_one_run(project: Path, before: set[str]) -> None:
+    short.run(project, "dvc", "exp", "run", "--force", "--name", "again", "-S", "finetune.lora.r=3")
+    assert new(project, before) == []
+    (parent,) = [run for run in short.runs(project, "parent") if run.info.run_name == "in-temp"]
+    assert parent.data.tags["wronai.experiments"] == "in-temp again"
+
+
+def queued(project: Path) -> set[str]:
+    listed = short.run(project, "dvc", "queue", "status").splitlines()
+    return {line.split()[0] for line in listed if "Queued" in line or "Running" in line}
+
+
+def wait(project: Path) -> None:
+    import time
+
+    for _ in range(240):
+        if not queued(project):
+            return
+        time.sleep(1)
+    raise AssertionError(short.run(project, "dvc", "queue", "status"))
