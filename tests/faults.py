@@ -94,9 +94,12 @@ def forget(clone: Path, stage: str) -> None:
     yaml.dump(lock, clone / "dvc.lock")
 
 
-def recovers(clone: Path, stage: str, expected: dict[str, str]) -> None:
-    """The next `dvc repro` runs `stage` alone, and ends in what was `expected`, with nothing half-made left."""
-    output = clones.run(clone, "dvc", "repro", **ONE_THREAD)
+def recovers(clone: Path, stage: str, expected: dict[str, str], *prefix: str) -> str:
+    """The next `dvc repro` runs `stage` alone, and ends in what was `expected`, with nothing half-made left.
+
+    Returns what it printed.
+    """
+    output = clones.run(clone, *prefix, "dvc", "repro", **ONE_THREAD)
     assert clones.ran(output) == [stage], output
     assert clones.record(clone) == expected
     assert damaged(clone) == []
@@ -104,3 +107,28 @@ def recovers(clone: Path, stage: str, expected: dict[str, str]) -> None:
         assert not [path for path in (clone / folder).rglob("*") if path.suffix in (".partial", ".unfinished")]
     left = clone / ".checkpoints"
     assert not left.exists() or list(left.iterdir()) == []
+    return output
+
+
+class SmallDisk:
+    """A copy of a clone on a tmpfs of its own mount namespace: nothing is left of it when this process is gone."""
+
+    def __init__(self, clone: Path, place: Path, size: str = "192m") -> None:
+        place.mkdir()
+        script = f'mount -t tmpfs -o size={size} none "$1" && cp -a "$0/." "$1" && echo ready && cat'
+        self._holder = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(clone), str(place)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout and self._holder.stderr
+        if self._holder.stdout.readline() != "ready\n":
+            pytest.skip(f"no mount namespace or tmpfs may be made here: {self._holder.stderr.read().strip()}")
+        self.clone = Path(f"/proc/{self._holder.pid}/root{place}")  # how this process sees it
+        enter = ("nsenter", "--target", str(self._holder.pid), "--mount")
+        self.prefix = (*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(place))  # before a command
+
+    def close(self) -> None:
+        self._holder.communicate(timeout=30)

@@ -58,7 +58,7 @@ def check(cache: Path, lock: Path, believed: Callable[[Path], str | None], say: 
     found = [Finding(path, what, owners.get(path.parent.name + path.name, UNKNOWN)) for path, what in findings]
     for out, stage, _ in _outs(lock):
         for path in _files(Path(out)):
-            if (digest := believed(path)) is not None and digest != _digest(path, say):
+            if (trusted := believed(path)) is not None and trusted != _digest(path, say):
                 found.append(Finding(path, "damaged, and DVC takes it for whole", f"stage {stage}"))
     return found
 
