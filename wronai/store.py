@@ -422,7 +422,9 @@ class Store:
         except OSError as error:
             if not self._away:
                 self._away = True
-                print(f"tracking: {self._pending} cannot keep the record of this run ({error.strerror})", file=sys.stderr)
+                print(
+                    f"tracking: {self._pending} cannot keep the record of this run ({error.strerror})", file=sys.stderr
+                )
 
     def _try(self, call: Callable[[], object]) -> None:
         """Call the store; on a failure warn once, and let what it missed wait on disk."""
