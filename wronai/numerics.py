@@ -50,9 +50,8 @@ def _pin_products() -> None:
     """Give float32 matrix products to oneDNN instead of MKL, and take float32 roots in float64, for the whole process.
 
     Under MKL's COMPATIBLE mode the bytes of a product whose columns are not a multiple of eight depend on the number of
-    threads (4,106 rows of a head do), and it takes two to three times as long. Its float32 roots
-    are approximate, and in other places on other processors; rounded from float64 they are exact. Other types keep their
-    kernel.
+    threads (4,106 rows of a head do), and it takes two to three times as long. Its float32 roots are approximate, and
+    in other places on other processors; rounded from float64 they are exact. Other types keep their kernel.
     """
     import torch
 
