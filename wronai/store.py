@@ -31,6 +31,7 @@ from wronai.redaction import redact
 
 # One call to a server that is away blocks for minutes under MLflow's own defaults.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}  # where servers listen by default
 VALUE_LIMIT = 6000  # characters of a parameter that MLflow stores
 TAG_LIMIT = 5000  # and of a tag
 DIGEST_LIMIT = 36  # and of a data set's digest
@@ -519,10 +520,11 @@ def accepted(key: str) -> str:
 
 
 def _probe(uri: str) -> None:
-    """Raise ConnectionError at once if nobody listens at an HTTP `uri`."""
+    """Raise ConnectionError at once if nobody listens at the `uri` of a server."""
     parts = urlsplit(uri)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    scheme = parts.scheme.partition("+")[0]
+    if scheme in PORTS and parts.hostname:
+        port = parts.port or PORTS[scheme]
         try:
             socket.create_connection((parts.hostname, port), timeout=3).close()
         except OSError as error:

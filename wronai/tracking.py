@@ -34,6 +34,7 @@ QUIET = {
     "DAFT_ANALYTICS_ENABLED": "0",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # the address of a run, with the password that is in the store's
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # How a cluster tells a pod its place among several: torch would wait for the others. Every stage starts as one process,
