@@ -135,9 +135,18 @@ def ran(output: str) -> list[str]:
 
 def runs(folder: Path, kind: str, uri: str | None = None) -> list[Any]:
     """The MLflow runs of a kind, parent or stage, oldest first."""
-    client = MlflowClient(uri or tracking.default_uri(folder))
+    client = MlflowClient(uri or opened(folder))
     ids = [found.experiment_id for found in client.search_experiments()]
     return list(client.search_runs(ids, f"tags.`wronai.kind` = '{kind}'", order_by=["attributes.start_time ASC"]))
+
+
+def opened(folder: Path) -> str:
+    """The URI of the project's store under a name of its own: MLflow keeps the file of a deleted one open by name."""
+    store = Path(tracking.default_uri(folder).removeprefix("sqlite:///"))
+    link = store.with_name(f"mlflow.db-{store.stat().st_ino}")
+    if not link.exists():
+        link.hardlink_to(store)
+    return f"sqlite:///{link}"
 
 
 def nested(folder: Path, parent: Any, uri: str | None = None) -> list[str]:

@@ -4,6 +4,7 @@ What these tests see is the table of docs/dvc.md: `test_the_page_says_what_was_s
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,44 @@ from mlflow.tracking import MlflowClient
 
 from wronai import tracking
 
-SEEN: dict[str, tuple[str, str]] = {}  # mode → what ran, what MLflow shows
+ROOT = Path(__file__).parent.parent
+KINDS = ("parent", "stage")
+SEEN: dict[str, tuple[str, str]] = {}  # mode, as the test's docstring says it → what ran, what MLflow shows
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The short graph after its first `dvc repro`, committed."""
-    folder = short.make(tmp_path_factory.mktemp("project"))
-    output = short.run(folder, "dvc", "repro")
-    assert sorted(short.ran(output)) == sorted(short.STAGES)
-    short.commit(folder)
-    return folder
+    """The short graph, with nothing run yet."""
+    return short.make(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture
-def before(project: Path) -> Iterator[set[str]]:
-    """The parent runs from before; afterwards the workspace is again as committed."""
-    yield {run.info.run_id for run in short.runs(project, "parent")}
+def before(project: Path, request: pytest.FixtureRequest) -> Iterator[set[str]]:
+    """The parent runs from before; afterwards what the test saw is kept, and the workspace is again as committed."""
+    there = (project / "mlflow.db").exists()
+    parents, stages = ({run.info.run_id for run in short.runs(project, kind)} if there else set() for kind in KINDS)
+    yield parents
+    executed = [run.info.run_name for run in short.runs(project, "stage") if run.info.run_id not in stages]
+    SEEN[request.function.__doc__] = (ran(executed), shown(len(new(project, parents)), executed))
     short.run(project, "git", "checkout", "-q", "--force", "main")
     short.run(project, "dvc", "checkout", "-q")
+
+
+def ran(executed: list[str]) -> str:
+    """The stages by how often each was executed, in the order of the graph."""
+    counts = {stage: executed.count(stage) for stage in short.STAGES if stage in executed}
+    return (
+        ", ".join(f"{count} × `{stage}`" if count > 1 else f"`{stage}`" for stage, count in counts.items()) or "nothing"
+    )
+
+
+def shown(parents: int, executed: list[str]) -> str:
+    """What is new in MLflow."""
+    if not executed:
+        return "nothing new"
+    if not parents:
+        return f"no new parent run; {len(executed)} more below the one of the state"
+    return f"{parents} parent run{'s' * (parents > 1)}, {len(executed)} stage runs below"
 
 
 def new(project: Path, before: set[str]) -> list[Any]:
@@ -55,7 +75,11 @@ def lead_both_ways(project: Path, parents: list[Any]) -> None:
         assert told == {path: md5 for outs in lock.outs.values() for path, md5 in outs.items()}
 
 
-def test_repro(project: Path) -> None:
+def test_repro(project: Path, before: set[str]) -> None:
+    """`dvc repro`"""
+    output = short.run(project, "dvc", "repro")
+    assert sorted(short.ran(output)) == sorted(short.STAGES)
+    short.commit(project)
     (parent,) = short.runs(project, "parent")
     short.complete(project, parent)
     assert short.nested(project, parent) == short.STAGES
@@ -64,11 +88,13 @@ def test_repro(project: Path) -> None:
 
 
 def test_repro_with_nothing_to_do(project: Path, before: set[str]) -> None:
+    """`dvc repro` once more"""
     assert short.ran(short.run(project, "dvc", "repro")) == []
     assert new(project, before) == []
 
 
 def test_repro_by_force_adds_its_runs_to_the_parent_of_the_state(project: Path, before: set[str]) -> None:
+    """`dvc repro --force`"""
     assert len(short.ran(short.run(project, "dvc", "repro", "--force"))) == 4
     assert new(project, before) == []
     (parent,) = short.runs(project, "parent")[:1]
@@ -78,6 +104,7 @@ def test_repro_by_force_adds_its_runs_to_the_parent_of_the_state(project: Path, 
 
 
 def test_exp_run(project: Path, before: set[str]) -> None:
+    """`dvc exp run -S …`"""
     output = short.run(project, "dvc", "exp", "run", "-S", "finetune.lora.r=2")
     assert "score@merged" in short.ran(output)
     parents = new(project, before)
@@ -87,6 +114,7 @@ def test_exp_run(project: Path, before: set[str]) -> None:
 
 
 def test_exp_run_in_a_temporary_folder(project: Path, before: set[str]) -> None:
+    """`dvc exp run --temp -S …`"""
     short.run(project, "dvc", "exp", "run", "--temp", "--name", "in-temp", "-S", "finetune.lora.r=3")
     parents = new(project, before)
     assert [parent.info.run_name for parent in parents] == ["in-temp"]
@@ -94,10 +122,10 @@ def test_exp_run_in_a_temporary_folder(project: Path, before: set[str]) -> None:
 
 
 def test_a_sweep_from_the_queue_on_two_workers(project: Path, before: set[str]) -> None:
+    """A sweep of three, `dvc exp run --queue -S …=4,8,12`, then `dvc queue start -j 2`"""
     known = experiments(project)
     short.run(project, "dvc", "exp", "run", "--queue", "-S", "finetune.lora.r=4,8,12")
     short.run(project, "dvc", "queue", "start", "-j", "2")
-    short.run(project, "dvc", "queue", "logs", "-f", next(iter(queued(project)))) if queued(project) else None
     wait(project)
     parents = new(project, before)
     assert sorted(parent.data.params["finetune.lora.r"] for parent in parents) == ["12", "4", "8"]
@@ -108,6 +136,7 @@ def test_a_sweep_from_the_queue_on_two_workers(project: Path, before: set[str]) 
 
 
 def test_run_all(project: Path, before: set[str]) -> None:
+    """Two in the queue, then `dvc exp run --run-all`"""
     known = experiments(project)
     short.run(project, "dvc", "exp", "run", "--queue", "-S", "finetune.lora.r=9,10")
     short.run(project, "dvc", "exp", "run", "--run-all")
@@ -118,6 +147,7 @@ def test_run_all(project: Path, before: set[str]) -> None:
 
 
 def test_exp_apply_brings_a_state_back_and_no_new_run(project: Path, before: set[str]) -> None:
+    """`dvc exp apply`, then `dvc repro`"""
     short.run(project, "dvc", "exp", "apply", "in-temp")
     assert short.ran(short.run(project, "dvc", "repro")) == []
     assert json.loads((project / "models/adapter/adapter_config.json").read_text()) == {"r": 3}
@@ -125,6 +155,7 @@ def test_exp_apply_brings_a_state_back_and_no_new_run(project: Path, before: set
 
 
 def test_a_restore_from_the_run_cache_finds_the_run_of_its_state(project: Path, before: set[str]) -> None:
+    """`dvc repro` of a state that the run cache has"""
     text = (project / "params.yaml").read_text()
     lines = [line for line in text.splitlines() if line.strip().startswith("r: ")]
     (project / "params.yaml").write_text(text.replace(lines[0], lines[0].replace("16", "3")))
@@ -137,10 +168,20 @@ def test_a_restore_from_the_run_cache_finds_the_run_of_its_state(project: Path, 
 
 
 def test_two_experiments_of_the_same_state_are_one_run(project: Path, before: set[str]) -> None:
+    """`dvc exp run --force` of a state that ran under another name"""
     short.run(project, "dvc", "exp", "run", "--force", "--name", "again", "-S", "finetune.lora.r=3")
     assert new(project, before) == []
     (parent,) = [run for run in short.runs(project, "parent") if run.info.run_name == "in-temp"]
     assert parent.data.tags["wronai.experiments"] == "in-temp again"
+
+
+def test_the_page_says_what_was_seen() -> None:
+    if len(SEEN) < 10:
+        pytest.skip("only some of the modes were tried")
+    page = (ROOT / "docs/dvc.md").read_text(encoding="utf-8")
+    table = page.split("<!-- modes -->\n")[1].split("<!-- /modes -->")[0]
+    rows = [f"| {mode} | {what} | {seen} |" for mode, (what, seen) in SEEN.items()]
+    assert table.splitlines() == ["| mode | what ran | what MLflow shows |", "| --- | --- | --- |", *rows]
 
 
 def queued(project: Path) -> set[str]:
@@ -149,8 +190,6 @@ def queued(project: Path) -> set[str]:
 
 
 def wait(project: Path) -> None:
-    import time
-
     for _ in range(240):
         if not queued(project):
             return

@@ -44,7 +44,7 @@ def content(project: Path) -> dict[str, Any]:
             if "measured." not in key and not key.startswith("system/")
         }
         metrics.pop("loss", None) if run.info.run_name != "train" else None
-        key = (run.info.run_name, run.data.tags.get("wronai.state"))
+        key = (run.data.tags.get("wronai.stage", "parent"), run.data.tags.get("wronai.state"))
         found[str(key)] = (run.data.params, metrics, run.info.status)
     return found
 
