@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALLED := .venv/.installed
 
-.PHONY: help install repro emulator test check lint types benchmarks-fetch plan profile compare repro-check mlflow-sync ui clean exp-show exp-diff audit fsck
+.PHONY: help install repro programs test check lint types benchmarks-fetch plan profile compare repro-check mlflow-sync ui clean exp-show exp-diff audit fsck
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 20
 
@@ -21,14 +21,15 @@ install: $(INSTALLED)  ## the virtual environment, under the exact pins of const
 repro: $(INSTALLED)  ## run the whole pipeline (what is cached is not run again)
 	@dvc repro && python -m wronai.environment record
 
-# Of other processors' tests: never a reason to fail, they say why they are skipped.
-emulator:
-	@if [ ! "$$(command -v qemu-x86_64)" ] && [ "$$(id -u)" = 0 ] && [ "$$(command -v apt-get)" ]; then \
+# What some tests need that is no Python package: never a reason to fail, they say why they are skipped.
+programs:
+	@missing="$$(command -v qemu-x86_64 >/dev/null || echo qemu-user) $$(command -v chromium >/dev/null || echo chromium)"; \
+	if [ "$$(echo $$missing)" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  export DEBIAN_FRONTEND=noninteractive; \
-	  (apt-get install -y --no-install-recommends qemu-user || { apt-get update && apt-get install -y --no-install-recommends qemu-user; }) >/dev/null 2>&1 \
-	  || echo "make: qemu-user could not be installed, so no other processor is emulated" >&2; fi
+	  (apt-get install -y --no-install-recommends $$missing || { apt-get update && apt-get install -y --no-install-recommends $$missing; }) >/dev/null 2>&1 \
+	  || echo "make: $$missing could not be installed, so the tests that need them are skipped" >&2; fi
 
-test: $(INSTALLED) emulator  ## the tests, the end-to-end run of the real graph included
+test: $(INSTALLED) programs  ## the tests, the end-to-end run of the real graph included
 	@python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED)

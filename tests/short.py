@@ -1,18 +1,17 @@
 """A short graph of tiny stages in a repository of its own, with real DVC and the project's own tracking."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import clones
+from clones import ROOT, commit, ran
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 
 from wronai import graph, params, tracking
 
-ROOT = Path(__file__).parent.parent
 TRAIN = """
 import json
 from pathlib import Path
@@ -85,6 +84,7 @@ GRAPH = {
         },
     }
 }
+__all__ = ["commit", "ran"]
 STAGES = ["train", "score@base", "score@merged", "publish_report"]
 
 
@@ -109,28 +109,12 @@ def make(folder: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a user, without what this test run was told, who finds this checkout's modules."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return kept | {"PATH": path, "PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1", **more}
+    return clones.environment(PYTHONPATH=str(ROOT), **more)
 
 
-def run(folder: Path, *command: str, code: int = 0, **more: str) -> str:
-    """What a command in the folder printed; the test fails with that if it ends with another exit code."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == code, f"{command}: {done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
-def commit(folder: Path) -> None:
-    run(folder, "git", "add", "-A")
-    run(folder, "git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "state")
-
-
-def ran(output: str) -> list[str]:
-    """The stages that a dvc command executed, in their order."""
-    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage ")]
+def run(folder: Path, *command: str, **more: str) -> str:
+    """What a command in the folder printed; the test fails with that if the command does."""
+    return clones.run(folder, *command, PYTHONPATH=str(ROOT), **more)
 
 
 def runs(folder: Path, kind: str, uri: str | None = None) -> list[Any]:

@@ -1,10 +1,20 @@
 """The real graph in a temporary clone, with smaller parameters: what it makes, what it skips, and that bytes repeat."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.parse import quote
 
+import browser
 import pytest
-from clones import add_riddles, commit, copy, graph, ran, record, run
+import requests
+from clones import add_riddles, commit, copy, environment, graph, ran, record, run
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
 
@@ -81,6 +91,69 @@ def test_each_state_is_one_mlflow_run_with_all_parameters_and_metrics(
         nested = [run.info.run_name for run in stages if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         assert nested == ran(executed)
     assert {run.info.status for run in stages} == {"FINISHED"}
+
+
+PARAMETER = """(() => {
+  const name = [...document.querySelectorAll("th")].find(head => head.textContent === %s);
+  return name && [...name.parentElement.querySelectorAll("td")].map(cell => cell.textContent);
+})()"""
+# The table of metrics shows a few rows of a thousand, in two grids that scroll together.
+METRIC = """(() => {
+  const shown = [...document.querySelectorAll('a[title="Plot chart"]')].find(link => link.textContent === %s);
+  const all = [...document.querySelectorAll(".ReactVirtualized__Grid")];
+  const grids = all.filter(grid => grid.scrollHeight > grid.clientHeight);
+  if (shown) {
+    const name = shown.closest(".ReactVirtualized__Grid > div > div");
+    const cells = grids.flatMap(grid => [...grid.firstElementChild.children]);
+    return cells.filter(cell => cell !== name && cell.style.top === name.style.top).map(cell => cell.textContent);
+  }
+  for (const grid of grids) grid.scrollTop += 200;
+})()"""
+
+
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium; `apt-get install chromium` brings one")
+def test_the_ui_shows_two_runs_side_by_side(experiment: tuple[Path, str], tmp_path: Path) -> None:
+    """Their LoRA rank, quantization type and a benchmark, in the browser of a user of `make ui`."""
+    clone, _ = experiment
+    parents = runs(clone, "parent")[:2]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "wronai.tracking", "ui", "--port", str(port)],
+        cwd=clone,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(1200):
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=60)
+                break
+            time.sleep(0.1)
+        compared = quote(json.dumps([parent.info.run_id for parent in parents]))
+        address = f"http://127.0.0.1:{port}/#/compare-runs?runs={compared}&experiments={quote(json.dumps(['1']))}"
+        benchmark = "evaluate_benchmarks.benchmarks.wronai_grammar.acc.tuned"
+        rank, kind, accuracy = browser.visit(
+            address,
+            [
+                PARAMETER % json.dumps("finetune.lora.r"),
+                PARAMETER % json.dumps("finetune.quantization.bnb_4bit_quant_type"),
+                METRIC % json.dumps(benchmark),
+            ],
+            tmp_path / "compared.png",
+        )
+    finally:
+        os.killpg(shown.pid, signal.SIGKILL)
+        shown.wait()
+    assert rank == ["16", "8"]
+    assert kind == ["nf4", "nf4"]
+    assert [float(value) for value in accuracy] == [
+        pytest.approx(parent.data.metrics[benchmark], abs=5e-4) for parent in parents
+    ]
+    assert (tmp_path / "compared.png").stat().st_size > 20_000
 
 
 def test_a_benchmark_more_is_scored_and_nothing_is_trained_for_it(experiment: tuple[Path, str]) -> None:

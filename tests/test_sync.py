@@ -43,7 +43,6 @@ def content(project: Path) -> dict[str, Any]:
             for key, value in run.data.metrics.items()
             if "measured." not in key and not key.startswith("system/")
         }
-        metrics.pop("loss", None) if run.info.run_name != "train" else None
         key = (run.data.tags.get("wronai.stage", "parent"), run.data.tags.get("wronai.state"))
         found[str(key)] = (run.data.params, metrics, run.info.status)
     return found
