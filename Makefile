@@ -77,8 +77,5 @@ audit: $(INSTALLED)  ## known vulnerabilities of what is pinned (needs a network
 fsck: $(INSTALLED)  ## find what is damaged in DVC's cache and in the outs, and put it aside to be made again
 	@python -m wronai.integrity
 
-ui: $(INSTALLED)  ## compare runs in the MLflow UI
-	@python -m wronai.tracking ui
-
 clean:  ## remove outs and environment; the DVC cache and the MLflow store stay
 	rm -rf .venv data/raw data/benchmarks data/clean data/tokens data/scores data/downloads models/base models/tokenizer models/adapter models/merged report .checkpoints
