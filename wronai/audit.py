@@ -27,6 +27,7 @@ ALLOWED = {
     "MPL-2.0": WEAK,
     "MPL-1.1": WEAK,
     "LGPL-2.1-or-later": "a library, imported as it is and replaceable by its user",
+    "LGPL-3.0-only": "a library, imported as it is and replaceable by its user",
     "LGPL-3.0-or-later": "a library, imported as it is and replaceable by its user",
     "EPL-1.0": WEAK,
     "EPL-2.0": WEAK,
