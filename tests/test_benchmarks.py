@@ -433,7 +433,7 @@ def test_a_folder_without_tasks_says_so(tasks: Path) -> None:
         ("task: quiz\ninclude: common.yaml\n", ": [Errno 2] No such file or directory: '{folder}/common.yaml'"),
         ("task: quiz\ninclude: quiz.yaml\n", ": Include cycle at {folder}/quiz.yaml"),
         ("task: quiz\nprocess_docs: !function utils.gone\n", ": Module '{folder}/utils.py' has no function 'gone'"),
-        ("task: quiz\nprocess_docs: !function others.gone\n", ": Cannot import module 'others' for function 'gone'"),
+        ("task: quiz\nprocess_docs: !function nowhere.gone\n", ": Cannot import module 'nowhere' for function 'gone'"),
         ("task: quiz\nprocess_docs: !function broken.gone\n", ": no luck"),
         ("task: quiz\nprocess_docs: !function gone\n", ": Invalid function reference 'gone': no module path"),
     ],
