@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def base_copy(tmp_path: Path, base_folder: Path) -> Path:
     """A copy of the base to damage."""
     return Path(shutil.copytree(base_folder, tmp_path / "base"))
+
+
+@pytest.fixture
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A clone in which the smallest graph has run, for one test of faults to break."""
+    import faults
+
+    folder = faults.prepared(tmp_path_factory)
+    yield folder
+    shutil.rmtree(folder)

@@ -62,6 +62,11 @@ def trapped(clone: Path, stage: str, trap: Trap, *prefix: str) -> subprocess.Com
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def killed(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether DVC says that its stage was killed: -9 from a shell that the command replaces, 137 from dash."""
+    return done.returncode == 255 and ("exited with -9" in done.stderr or "exited with 137" in done.stderr)
+
+
 def for_all(trap: Trap) -> Trap:
     """`trap`, but dvc and its shell are killed with the stage."""
     return replace(trap, then=trap.then.replace("kill", "kill all"))

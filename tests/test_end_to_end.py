@@ -1,22 +1,15 @@
 """The real graph in a temporary clone, with smaller parameters: what it makes, what it skips, and that bytes repeat."""
 
-import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from urllib.parse import quote
 
 import browser
 import pytest
-import requests
-from clones import add_riddles, commit, copy, environment, graph, ran, record, run
+from clones import add_riddles, commit, copy, graph, ran, record, run
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
+from servers import served
 
 from wronai import params, tracking
 
@@ -116,26 +109,10 @@ def test_the_ui_shows_two_runs_side_by_side(experiment: tuple[Path, str], tmp_pa
     """Their LoRA rank, quantization type and a benchmark, in the browser of a user of `make ui`."""
     clone, _ = experiment
     parents = runs(clone, "parent")[:2]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shown = subprocess.Popen(
-        [sys.executable, "-m", "wronai.tracking", "ui", "--port", str(port)],
-        cwd=clone,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(1200):
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=60)
-                break
-            time.sleep(0.1)
-        compared = quote(json.dumps([parent.info.run_id for parent in parents]))
-        address = f"http://127.0.0.1:{port}/#/compare-runs?runs={compared}&experiments={quote(json.dumps(['1']))}"
-        benchmark = "evaluate_benchmarks.benchmarks.wronai_grammar.acc.tuned"
+    compared = quote(json.dumps([parent.info.run_id for parent in parents]))
+    benchmark = "evaluate_benchmarks.benchmarks.wronai_grammar.acc.tuned"
+    with served(tmp_path / "ui.log", "wronai.tracking", "ui", cwd=clone) as ui:
+        address = f"{ui.address}/#/compare-runs?runs={compared}&experiments={quote(json.dumps(['1']))}"
         rank, kind, accuracy = browser.visit(
             address,
             [
@@ -145,9 +122,6 @@ def test_the_ui_shows_two_runs_side_by_side(experiment: tuple[Path, str], tmp_pa
             ],
             tmp_path / "compared.png",
         )
-    finally:
-        os.killpg(shown.pid, signal.SIGKILL)
-        shown.wait()
     assert rank == ["16", "8"]
     assert kind == ["nf4", "nf4"]
     assert [float(value) for value in accuracy] == [

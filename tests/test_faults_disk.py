@@ -3,10 +3,11 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import clones
 import pytest
-from faults import SmallDisk, Trap, damaged, forget, prepared, recovers, trapped
+from faults import SmallDisk, Trap, damaged, forget, recovers, trapped
 
 pytestmark = pytest.mark.faults
 # When the rest of the disk is taken: as the stage begins to write what this names.
@@ -25,9 +26,9 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDisk]:
-    small = SmallDisk(prepared(tmp_path_factory), tmp_path_factory.mktemp("disk") / "clone")
+@pytest.fixture
+def disk(clone: Path, tmp_path: Path) -> Iterator[SmallDisk]:
+    small = SmallDisk(clone, tmp_path / "disk")
     yield small
     small.close()
 

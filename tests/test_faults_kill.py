@@ -4,7 +4,7 @@ from pathlib import Path
 
 import clones
 import pytest
-from faults import Trap, damaged, for_all, forget, prepared, recovers, trapped
+from faults import Trap, damaged, for_all, forget, killed, recovers, trapped
 
 pytestmark = pytest.mark.faults
 START = Trap("os.rename", ".tracking/", count=2)  # its record says that its run is open
@@ -54,9 +54,11 @@ MOMENTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepared(tmp_path_factory)
+CASES = [
+    pytest.param(stage, trap, id=f"{stage}, {when}")
+    for stage, (middle, writing) in MOMENTS.items()
+    for when, trap in (("start", START), ("middle", middle), ("writing", for_all(writing)))
+]
 
 
 def test_every_stage_is_killed(clone: Path) -> None:
@@ -64,19 +66,13 @@ def test_every_stage_is_killed(clone: Path) -> None:
     assert {stage.partition("@")[0] for stage in MOMENTS} == {stage.partition("@")[0] for stage in clones.graph(clone)}
 
 
-@pytest.mark.parametrize("stage", MOMENTS)
-def test_a_stage_that_is_killed_at_its_start_in_its_middle_and_as_it_writes_ends_in_the_same_bytes(
-    clone: Path, stage: str
-) -> None:
+@pytest.mark.parametrize(("stage", "trap"), CASES)
+def test_a_stage_that_is_killed_ends_in_the_same_bytes_when_it_runs_again(clone: Path, stage: str, trap: Trap) -> None:
     expected = clones.record(clone)
     forget(clone, stage)
     lock = (clone / "dvc.lock").read_bytes()
-    for number, trap in enumerate([START, *MOMENTS[stage]]):
-        if number % 2:  # dvc and its shell too
-            assert trapped(clone, stage, for_all(trap)).returncode == -9
-        else:
-            done = trapped(clone, stage, trap)
-            assert done.returncode == 255 and "exited with -9" in done.stderr, done.stdout + done.stderr
-        assert damaged(clone) == []
-        assert (clone / "dvc.lock").read_bytes() == lock
+    done = trapped(clone, stage, trap)
+    assert done.returncode == -9 if "all" in trap.then else killed(done), done.stdout + done.stderr
+    assert damaged(clone) == []
+    assert (clone / "dvc.lock").read_bytes() == lock
     recovers(clone, stage, expected)

@@ -175,6 +175,32 @@ def test_two_experiments_of_the_same_state_are_one_run(project: Path, before: se
     assert parent.data.tags["wronai.experiments"] == "in-temp again"
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("dvc repro --dry", "Data and pipelines are up to date."),
+        ("dvc repro train --single-item", "Stage 'train' didn't change"),
+        ("dvc queue status", "Success"),
+        ("dvc queue logs in-queue", "Running stage 'train'"),
+        ("dvc exp branch in-temp rank-3", "Git branch 'rank-3' has been created from experiment 'in-temp'"),
+        ("dvc params diff HEAD in-temp", "finetune.lora.r"),
+        ("dvc metrics diff HEAD in-temp --md", "| metrics/train.json | loss"),
+        ("dvc config cache.type reflink,hardlink,copy", ""),
+        ("dvc checkout --relink", "models/adapter"),
+        ("dvc gc --workspace --all-commits --all-experiments --dry", "No unused 'local' cache to remove"),
+        ("dvc exp remove in-queue", "Removed experiments: in-queue"),
+    ],
+)
+def test_the_other_commands_of_the_page(project: Path, command: str, said: str) -> None:
+    if command == "dvc queue logs in-queue":
+        short.run(project, "dvc", "exp", "run", "--queue", "--name", "in-queue", "-S", "finetune.lora.r=11")
+        short.run(project, "dvc", "queue", "start", "-j", "1")
+        wait(project)
+    assert said in short.run(project, *command.split())
+    page = (ROOT / "docs/dvc.md").read_text(encoding="utf-8")
+    assert " ".join(command.split()[:3]) in page
+
+
 def test_the_page_says_what_was_seen() -> None:
     if len(SEEN) < 10:
         pytest.skip("only some of the modes were tried")

@@ -1,22 +1,17 @@
 """Secrets of the environment are in nothing that the pipeline leaves behind, and what listens, listens on loopback."""
 
-import contextlib
 import json
 import os
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
-
-from wronai import tracking
+from servers import served
 
 ROOT = Path(__file__).parent.parent
 STAGE = """
@@ -99,50 +94,18 @@ def leaks(folder: Path) -> dict[str, list[str]]:
     return {name: secrets for name, secrets in found.items() if secrets}
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        assert process.poll() is None, "the server ended"
-        time.sleep(0.1)
-    raise AssertionError("the server did not begin to listen")
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
     """A real MLflow server, whose address has a user and a password in it."""
-    port = free_port()
-    store = f"sqlite:///{tmp_path / 'server.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]
-    with (tmp_path / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--workers", "1"],
-            cwd=tmp_path,
-            env={**os.environ, **tracking.QUIET},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_for(port, process)
-        yield f"http://someone:{IN_URL}@127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--workers", "1"]
+    with served(tmp_path / "server.log", *command, cwd=tmp_path) as listening:
+        yield listening.address.replace("//", f"//someone:{IN_URL}@")
 
 
 def test_a_whole_pipeline_on_a_server_leaves_no_secret(project: Path, server: str) -> None:
     done = run(project, "dvc", "exp", "run", "last", "--name", "planted", MLFLOW_TRACKING_URI=server)
     assert done.returncode == 0, done.stderr
-    assert "did not answer" not in done.stderr
+    assert "did not take" not in done.stderr
     with sqlite3.connect(project.parent / "server.db") as store:
         assert store.execute("select count(*) from runs where status = 'FINISHED'").fetchone()[0] >= 2
     assert (project / "dvc.lock").exists() and json.loads((project / "metrics/first.json").read_text())
@@ -154,7 +117,7 @@ AWAY = f"http://someone:{IN_URL}@127.0.0.1:9"
 
 def test_a_store_that_is_away_is_named_without_its_password(project: Path) -> None:
     done = run(project, sys.executable, "first.py", MLFLOW_TRACKING_URI=AWAY)
-    assert done.returncode == 0 and done.stderr.count("did not answer") == 1
+    assert done.returncode == 0 and done.stderr.count("did not take") == 1
     run(project, sys.executable, "-m", "wronai.tracking", "sync", MLFLOW_TRACKING_URI=AWAY)
     assert leaks(project.parent) == {}
 
@@ -181,17 +144,8 @@ def test_a_secret_in_a_file_would_be_found(project: Path) -> None:
 
 
 def test_the_ui_listens_on_loopback_alone(project: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "wronai.tracking", "ui", "--port", str(port := free_port())],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for(port, process)
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    with served(project.parent / "ui.log", "wronai.tracking", "ui", cwd=project) as ui:
+        family = [psutil.Process(ui.pid), *psutil.Process(ui.pid).children(recursive=True)]
         listening = {
             connection.laddr.ip
             for member in family
@@ -199,6 +153,3 @@ def test_the_ui_listens_on_loopback_alone(project: Path) -> None:
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {"127.0.0.1"}
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

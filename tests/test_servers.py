@@ -1,72 +1,36 @@
 """Tracking on what a team runs: MLflow on PostgreSQL with artifacts in S3 and a password; and four workers at once."""
 
-import contextlib
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pgserver
 import pytest
-import requests
 import short
 from mlflow.tracking import MlflowClient
-
-from wronai import tracking
+from servers import served
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret", "AWS_DEFAULT_REGION": "us-east-1"}
 USER = {"MLFLOW_TRACKING_USERNAME": "ania", "MLFLOW_TRACKING_PASSWORD": "haslo-do-testow-1"}
 WORKERS = 4
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextlib.contextmanager
-def served(command: list[str], port: int, log: Path, **more: str) -> Iterator[str]:
-    """A server in a process group of its own, from when it listens until the block ends."""
-    environment = short.environment(**tracking.QUIET, **more)
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command], env=environment, stdout=file, stderr=file, start_new_session=True
-        )
-    try:
-        for _ in range(1200):
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=60)
-                break
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an S3 server with a bucket `wronai`."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("s3") / "log"
-    with served(["moto.server", "-H", "127.0.0.1", "-p", str(port)], port, log) as address:
+    with served(tmp_path_factory.mktemp("s3") / "log", "moto.server", "--host", "127.0.0.1") as server:
         s3 = boto3.client(
             "s3",
-            endpoint_url=address,
+            endpoint_url=server.address,
             aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
             region_name=KEYS["AWS_DEFAULT_REGION"],
         )
         s3.create_bucket(Bucket="wronai")
-        yield address
+        yield server.address
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +46,7 @@ def database() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def server(database: str, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an MLflow server with basic authentication on that database and bucket."""
-    port, folder = free_port(), tmp_path_factory.mktemp("mlflow")
+    folder = tmp_path_factory.mktemp("mlflow")
     (folder / "auth.ini").write_text(
         "[mlflow]\n"
         "default_permission = READ\n"
@@ -92,12 +56,10 @@ def server(database: str, bucket: str, tmp_path_factory: pytest.TempPathFactory)
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     command = ["mlflow", "server", "--app-name", "basic-auth", "--backend-store-uri", database]
-    command += ["--artifacts-destination", "s3://wronai/mlflow", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--artifacts-destination", "s3://wronai/mlflow", "--host", "127.0.0.1", "--workers", "1"]
     told = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for-the-tests"}
-    with served(
-        [*command, "--workers", "1"], port, folder / "log", MLFLOW_S3_ENDPOINT_URL=bucket, **KEYS, **told
-    ) as address:
-        yield address
+    with served(folder / "log", *command, MLFLOW_S3_ENDPOINT_URL=bucket, **KEYS, **told) as listening:
+        yield listening.address
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """Stages are recorded in metrics/ and in MLflow, and a store that is away stops nothing."""
 
-import contextlib
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +13,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 from ruamel.yaml import YAML
+from servers import Server, served
 
 from wronai import files, graph, params, tracking
 from wronai.store import Record, Store
@@ -157,36 +155,20 @@ def test_a_store_that_is_away_costs_one_warning_and_loses_nothing(project: Path)
 
 
 @pytest.fixture
-def server(project: Path) -> Iterator[tuple[str, int, str]]:
-    """A real MLflow server: its address, its process group to kill, and the store behind it."""
+def server(project: Path) -> Iterator[tuple[Server, str]]:
+    """A real MLflow server, and the store behind it."""
     store = f"sqlite:///{project / 'server.db'}"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["mlflow", "server", "--backend-store-uri", store, "--port", str(port), "--workers", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=project, env={**os.environ, **tracking.QUIET}, start_new_session=True
-    )
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            assert process.poll() is None, "the MLflow server ended"
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}", process.pid, store
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    command = ["mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
+    with served(project / "server.log", *command, cwd=project) as listening:
+        yield listening, store
 
 
 def test_a_server_that_goes_away_in_the_middle_of_a_run_gets_what_it_missed(
-    project: Path, server: tuple[str, int, str], monkeypatch: pytest.MonkeyPatch
+    project: Path, server: tuple[Server, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address, group, store = server
-    body = f"import os; os.killpg({group}, 9); report.log(2, loss=1.5); report.log(3, loss=0.5)"
-    done = run(project, body=body, MLFLOW_TRACKING_URI=address)
+    listening, store = server
+    body = f"import os; os.killpg({listening.pid}, 9); report.log(2, loss=1.5); report.log(3, loss=0.5)"
+    done = run(project, body=body, MLFLOW_TRACKING_URI=listening.address)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("tracking: the MLflow store") == 1
     assert (project / "metrics/first.json").exists()
@@ -373,6 +355,75 @@ def test_a_damaged_record_is_named_and_set_aside(project: Path, capsys: pytest.C
     done = Store(project, CONFIG.tracking.experiment).sync()
     assert done.damaged == [project / ".tracking/a.damaged"] and done.damaged[0].exists()
     assert "a.damaged: not the record of a run" in capsys.readouterr().err
+
+
+def keep(project: Path, *waiting: Record) -> None:
+    """Records of processes that have ended."""
+    for record in waiting:
+        record.pid, record.pid_started = 1, 0.0
+        files.write_json(project / f".tracking/{record.id}.json", asdict(record))
+
+
+def test_what_the_store_refuses_stops_nothing_else_and_waits(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = {"wronai.kind": "stage", "wronai.execution": "x"}
+    parent = {"wronai.kind": "parent", "wronai.execution": "x", "wronai.state": "s"}
+    keep(
+        project,
+        Record("unnameable", {"a@b": 1}, stage, id="a", status="FINISHED", ended=2),
+        Record("whole", {}, stage, id="b", status="FINISHED", ended=2),
+        Record("rank-8", {}, parent, id="c", status="FINISHED", ended=2, uploads={"models/adapter": "0" * 32}),
+    )
+    for command in (("git", "init", "-q"), ("dvc", "init", "-q")):
+        subprocess.run(command, cwd=project, check=True)
+    for mirrored in (1, 0):
+        done = Store(project, CONFIG.tracking.experiment).sync()
+        assert done.mirrored == mirrored
+        unnameable, lacking = done.refused
+        assert unnameable.startswith("unnameable: ") and "a@b" in unnameable
+        assert lacking.startswith(f"rank-8: models/adapter: {'0' * 32} is not in the DVC cache; ")
+        status = {run.data.tags["mlflow.runName"]: run.info.status for run in runs(project)}
+        assert len(runs(project)) == 3, "none is doubled"
+        assert status["whole"] == status["rank-8"] == "FINISHED"
+        assert sorted(path.name for path in (project / ".tracking").glob("*.json")) == ["a.json", "c.json"]
+    capsys.readouterr()
+
+
+def test_a_refused_run_is_one_warning_of_the_next_publisher_whose_own_run_is_mirrored(project: Path) -> None:
+    keep(project, Record("unnameable", {"a@b": 1}, {"wronai.kind": "stage", "wronai.execution": "x"}, id="a"))
+    done = run(project, "last", PARENT)
+    assert done.returncode == 0 and done.stderr.count("tracking: ") == 1
+    assert "did not take this run (unnameable: " in done.stderr
+    assert {run.data.tags["mlflow.runName"]: run.info.status for run in runs(project)} == {
+        "unnameable": "RUNNING",
+        "last": "FINISHED",
+        "uncommitted": "FINISHED",
+    }
+
+
+def test_a_commit_that_the_store_refuses_stops_no_other_and_is_exit_code_1(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep(project, Record("first", {}, {"wronai.kind": "stage", "wronai.execution": "x"}, id="a", status="FINISHED"))
+    (project / "dvc.lock").write_text("schema: '2.0'\n")
+    (project / "dvc.yaml").write_text("stages: [")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    for command in (("init", "-q"), ("add", "dvc.lock", "dvc.yaml", "params.yaml"), (*identity, "commit", "-qm", "s")):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    (project / "dvc.yaml").write_text("stages: {}")
+    subprocess.run(["dvc", "init", "-q"], cwd=project, check=True)
+    assert tracking.main(["sync"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("mirrored 1 runs") and said.err.startswith("tracking: refused commit ")
+
+
+def test_what_a_kill_left_half_written_is_removed_once_nobody_can_be_writing_it(project: Path) -> None:
+    (project / ".tracking").mkdir()
+    for name, age in (("old", 3600), ("new", 0)):
+        path = project / f".tracking/{name}.partial"
+        path.write_text('{"name": "fir')
+        os.utime(path, (time.time() - age,) * 2)
+    Store(project, CONFIG.tracking.experiment).sync()
+    assert [path.name for path in (project / ".tracking").glob("*.partial")] == ["new.partial"]
 
 
 def test_an_experiment_deleted_in_the_store_is_named(project: Path) -> None:

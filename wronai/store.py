@@ -35,6 +35,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 VALUE_LIMIT = 6000  # characters of a parameter that MLflow stores
 TAG_LIMIT = 5000  # and of a tag
 DIGEST_LIMIT = 36  # and of a data set's digest
+ABANDONED = 60  # seconds after which nobody writes a file of some kB any more
 MEASURED = "measured."  # metrics that differ from run to run; they belong to the run that made the outs
 
 
@@ -85,6 +86,7 @@ class Synced:
     mirrored: int = 0
     elsewhere: list[str] = field(default_factory=list)  # "name on host" of unfinished runs of other hosts
     damaged: list[Path] = field(default_factory=list)  # records that could not be read, set aside
+    refused: list[str] = field(default_factory=list)  # "run: why" of what the store did not take, though it answers
     rebuilt: int = 0
     present: int = 0
 
@@ -103,7 +105,6 @@ class Store:
     def open(self, record: Record) -> None:
         self._keep(record)
         self._try(lambda: self._create(record))
-        self._keep(record)
 
     def log(self, record: Record) -> None:
         if record.run_id:
@@ -115,6 +116,7 @@ class Store:
 
     def publish(self, parent: Record, artifacts: Mapping[str, bytes | Path]) -> None:
         """Mirror the parent run and all that waits; `artifacts` are files or folders by their path in the run."""
+        self._keep(parent)
         for name, source in artifacts.items():
             target = self._artifacts(parent) / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,12 +126,25 @@ class Store:
                 shutil.copytree(source, target)
             else:
                 shutil.copyfile(source, target)
-        self._keep(parent)
-        self._try(lambda: self._sync(parent))
+
+        def mirror_all() -> None:
+            for refused in self._sync(parent).refused:
+                self._warn(refused)
+
+        self._try(mirror_all)
 
     def sync(self, *, close_other_hosts: bool = False) -> Synced:
-        """Mirror every record on disk that no process writes any more; raises what the store raises."""
+        """Mirror every record on disk that no process writes any more; raises what a store raises that is away."""
         return self._sync(None, close_other_hosts=close_other_hosts)
+
+    @contextlib.contextmanager
+    def refusals(self, what: str, done: Synced) -> Iterator[None]:
+        """Note in `done` why the body failed for `what`, so that others go on; a store that is away raises instead."""
+        try:
+            yield
+        except Exception as error:
+            self._connect().get_experiment(self._experiment_id)
+            done.refused.append(f"{what}: {first_line(error)}")
 
     def rebuild(self, parent: Record, stages: list[Record]) -> bool:
         """Whether the store lacked the state of `parent`, and has it now, with the runs of its `stages`.
@@ -159,11 +174,16 @@ class Store:
                 record.status = "KILLED"
             waiting.append(record)
         for record in sorted(waiting, key=lambda record: record.is_parent):
-            self._mirror(record)
-            done.mirrored += 1
+            with self.refusals(record.name, done):
+                self._mirror(record)
+                done.mirrored += 1
         return done
 
     def _records(self, done: Synced) -> list[Record]:
+        for path in self._pending.glob("*.partial"):
+            with contextlib.suppress(FileNotFoundError):  # its process renamed it meanwhile
+                if time.time() - path.stat().st_mtime > ABANDONED:  # by a kill as it was written
+                    path.unlink()
         found = []
         for path in sorted(self._pending.glob("*.json")):
             try:
@@ -184,15 +204,18 @@ class Store:
         now = record.ended or int(time.time() * 1000)
         if record.is_parent:
             self._adopt(record)
-        present = self._connect().get_run(record.run_id).data
-        news = [(key, value, 0, now) for key, value in record.metrics.items() if present.metrics.get(key) != value]
+        run = self._connect().get_run(record.run_id)
+        news = [(key, value, 0, now) for key, value in record.metrics.items() if run.data.metrics.get(key) != value]
         self._points(record.run_id, news)
-        self._tag(record.run_id, _told_more(present.tags, record.tags) if record.is_parent else record.tags)
-        self._log_inputs(record.run_id, record.inputs)
-        if record.is_parent:
-            self._deliver(record)
+        self._tag(record.run_id, _told_more(run.data.tags, record.tags) if record.is_parent else record.tags)
+        self._log_inputs(record.run_id, record.inputs, _inputs(run))
+        try:
+            if record.is_parent:
+                self._deliver(record)
+        finally:  # a run whose artifacts wait is not one that runs
+            if record.status != "RUNNING":
+                self._connect().set_terminated(record.run_id, record.status, now)
         if record.status != "RUNNING":
-            self._connect().set_terminated(record.run_id, record.status, now)
             (self._pending / f"{record.id}.json").unlink(missing_ok=True)
             shutil.rmtree(self._artifacts(record), ignore_errors=True)
 
@@ -203,12 +226,12 @@ class Store:
             self._find_or_create(record)
         if record.run_id is None:
             record.run_id = self._create_run(record)
+            self._keep(record)  # else the next try creates another
         if not record.described:
             pairs = [Param(key, str(value)[:VALUE_LIMIT]) for key, value in record.params.items()]
             for start in range(0, len(pairs), 100):  # the most that one request takes
                 self._connect().log_batch(record.run_id, params=pairs[start : start + 100])
             record.described = True
-        if record.is_parent:
             self._keep(record)
 
     def _create_run(self, record: Record) -> str:
@@ -340,11 +363,9 @@ class Store:
         for start in range(0, len(pairs), 100):
             self._connect().log_batch(run_id, tags=pairs[start : start + 100])
 
-    def _log_inputs(self, run_id: str | None, inputs: list[dict[str, Any]], present: list[Any] | None = None) -> None:
+    def _log_inputs(self, run_id: str | None, inputs: list[dict[str, Any]], present: list[dict[str, Any]]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        if present is None:
-            present = _inputs(self._connect().get_run(run_id))
         news = [entry for entry in inputs if entry not in present]
         if news:
             self._connect().log_inputs(
@@ -435,11 +456,14 @@ class Store:
             call()
         except Exception as error:  # whatever a store raises, tracking never stops a stage
             self._away = True
-            print(
-                f"tracking: the MLflow store {shown(self._uri())} did not answer ({first_line(error)}); the run waits "
-                "in .tracking/ and is mirrored by the next publish_report or `make mlflow-sync`",
-                file=sys.stderr,
-            )
+            self._warn(first_line(error))
+
+    def _warn(self, why: str) -> None:
+        print(
+            f"tracking: the MLflow store {shown(self._uri())} did not take this run ({why}); it waits in .tracking/ "
+            "and is mirrored by the next publish_report or `make mlflow-sync`",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -217,7 +217,7 @@ def _parent(
     tags: Mapping[str, str],
 ) -> Record:
     """The parent run of the state in `folder`, from its metrics, its parameters `flat` and its `lock`."""
-    parent = Record(tags.get("wronai.experiment") or tags.get("wronai.commit", "uncommitted")[:9], flat, {**tags})
+    parent = Record(tags.get("wronai.experiment") or tags.get("wronai.commit", "")[:9] or "uncommitted", flat, {**tags})
     parent.tags.pop("wronai.stage", None)
     parent.tags |= {"wronai.kind": "parent", "wronai.state": graph.state(lock, flat, stages)}
     if lock.content:
@@ -312,14 +312,17 @@ def _sources(paths: list[str]) -> dict[str, str]:
     return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths if Path(path).is_file()}
 
 
-def sync(root: Path, store: Store, *, all_commits: bool, close_other_hosts: bool) -> list[str]:
-    """Bring the store up to the records that wait and to what git and DVC know; returns lines that say what was done.
+def sync(root: Path, store: Store, *, all_commits: bool, close_other_hosts: bool) -> tuple[list[str], list[str]]:
+    """Bring the store up to the records that wait and to what git and DVC know.
+
+    Returns lines that say what was done, and those that say what the store refused, which stops nothing else.
 
     The states are those of experiments, branches and tags, with `all_commits` of every commit.
     """
     done = store.sync(close_other_hosts=close_other_hosts)
     for revision in graph.revisions(root, all_commits=all_commits):
-        with graph.checked_out(root, revision.commit) as folder:
+        what = f"commit {revision.commit[:9]}"
+        with store.refusals(what, done), graph.checked_out(root, revision.commit) as folder:
             if folder:
                 lacked = store.rebuild(*_rebuilt(folder, revision))
                 done.rebuilt, done.present = done.rebuilt + lacked, done.present + (not lacked)
@@ -331,7 +334,7 @@ def sync(root: Path, store: Store, *, all_commits: bool, close_other_hosts: bool
         lines.append(
             f"left alone, they may run still: {', '.join(done.elsewhere)}; --close-other-hosts closes them as killed"
         )
-    return lines
+    return lines, [f"refused {line}" for line in done.refused]
 
 
 def ui(root: Path, port: int | None) -> None:
@@ -363,8 +366,11 @@ def main(arguments: list[str]) -> int:
             ui(root, chosen.port)
             return 0
         store = Store(root, params.load(Path("params.yaml")).tracking.experiment)
-        for line in sync(root, store, all_commits=chosen.all_commits, close_other_hosts=chosen.close_other_hosts):
-            print(line)
+        lines, refused = sync(root, store, all_commits=chosen.all_commits, close_other_hosts=chosen.close_other_hosts)
+        print(*lines, sep="\n")
+        for line in refused:
+            print(f"tracking: {line}", file=sys.stderr)
+        return 1 if refused else 0
     except Exception as error:  # whatever a store raises
         print(f"tracking: {first_line(error)}", file=sys.stderr)
         return 1
