@@ -77,12 +77,12 @@ def make_base(house: Path, out: Path) -> None:
 
     # Before what imports bitsandbytes, which warns of a kernel that is there for inference alone.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from wronai import base, params
+    from wronai import params, pretraining
 
     disable_progress_bar()
     scratch = params.load(house / "params.yaml").model.scratch
     lines = [line for file in sorted((ROOT / "data/sample/documents").glob("*.jsonl")) for line in file.open()]
-    tokenizer = base.train_tokenizer([json.loads(line)["text"] for line in lines], scratch.vocab_size)
+    tokenizer = pretraining.train_tokenizer([json.loads(line)["text"] for line in lines], scratch.vocab_size)
     shape = scratch.model_dump(include=set(MistralConfig().to_dict()) - {"vocab_size"})
     torch.manual_seed(0)
     MistralForCausalLM(

@@ -122,7 +122,7 @@ def measure(threads: int) -> dict[str, Any]:
     import pandas as pd
     import torch
 
-    from wronai import base, comparison, merging, prefixes, qlora, report, tokens
+    from wronai import base, comparison, merging, prefixes, pretraining, qlora, report, tokens
 
     torch.set_num_threads(threads)
     numerics.deterministic("pinned", tiny.SEED)
@@ -131,7 +131,7 @@ def measure(threads: int) -> dict[str, Any]:
         out = Path(folder)
         texts = tiny.texts()
         scratch = tiny.SCRATCH.model_copy(update={"max_steps": 4})
-        base.from_scratch(texts[5:], texts[:2], scratch, tiny.SEED, out / "base", tiny.ignore)
+        pretraining.from_scratch(texts[5:], texts[:2], scratch, tiny.SEED, out / "base", tiny.ignore)
         tokenizer = tokens.extend(tokens.load(out / "base"))
         blocks, _ = tokens.blocks(tokenizer, tiny.CONVERSATIONS, tiny.BLOCK)
         tokens.write(blocks, out / "train.parquet")

@@ -80,14 +80,14 @@ def tokenizer(size: int) -> Any:
     """A tokenizer of `size` tokens that splits Polish as one of the sample's documents does."""
     from tokenizers import Tokenizer
 
-    from wronai import base
+    from wronai import pretraining
 
     texts = [
         json.loads(line)["text"]
         for path in sorted((ROOT / "data/sample/documents").glob("*.jsonl"))
         for line in path.read_text(encoding="utf-8").splitlines()
     ]
-    trained = base.train_tokenizer(texts, size)
+    trained = pretraining.train_tokenizer(texts, size)
     described = json.loads(trained.backend_tokenizer.to_str())
     vocabulary = described["model"]["vocab"]
     vocabulary |= {f"<unused_{number}>": number for number in range(len(vocabulary), size)}

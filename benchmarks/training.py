@@ -145,12 +145,12 @@ def prepare(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
     # Before what imports bitsandbytes, which warns of a kernel that is there for inference alone.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from wronai import base, params, prompt, tokens
+    from wronai import params, pretraining, prompt, tokens
 
     config = params.load(ROOT / "params.yaml")
     sample = ROOT / "data" / "sample"
     documents = [json.loads(line)["text"] for file in sorted(sample.glob("documents/*.jsonl")) for line in file.open()]
-    tokenizer = tokens.extend(base.train_tokenizer(documents, config.model.scratch.vocab_size))
+    tokenizer = tokens.extend(pretraining.train_tokenizer(documents, config.model.scratch.vocab_size))
     shape = dict(SHAPES[arguments.shape])
     heads = shape.pop("heads")
     torch.manual_seed(config.seed)

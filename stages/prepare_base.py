@@ -25,7 +25,11 @@ def prepare_base(
     That it has the layers `target_modules` is checked before a base is trained or its weights are fetched. What comes
     from the hub rests in `downloads`.
     """
-    from wronai import base, delivery  # torch reads its numerics as it is imported, after tracking.stage chose them
+    from wronai import (  # torch reads its numerics as it is imported, after tracking.stage chose them
+        base,
+        delivery,
+        pretraining,
+    )
 
     if model.base == "local" and Path(model.path or "").resolve() == out.resolve():
         raise ValueError(f"model.path: {model.path} is where this stage puts the base; name the folder it comes from")
@@ -33,9 +37,9 @@ def prepare_base(
         shutil.rmtree(out)  # as DVC does: nothing may be written through a link that an earlier run left
     metrics: dict[str, Any] = {"base": model.base}
     if model.base == "scratch":
-        base.check_targets(base.scratch_outline(model.scratch), target_modules)
+        base.check_targets(pretraining.outline(model.scratch), target_modules)
         train, validation = (_texts(clean / "documents" / f"{split}.parquet") for split in ("train", "validation"))
-        metrics |= base.from_scratch(train, validation, model.scratch, seed, out, log)
+        metrics |= pretraining.from_scratch(train, validation, model.scratch, seed, out, log)
     elif model.base == "local":
         delivery.from_local(Path(model.path or ""), out, say)
         base.check_targets(base.outline(out), target_modules)

@@ -39,12 +39,12 @@ def pinned() -> None:
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory, pinned: None) -> Path:
     """A Mistral of 100,000 parameters, pre-trained for a moment, with its tokenizer. Copy it before you change it."""
-    from wronai import base
+    from wronai import pretraining
 
     folder = tmp_path_factory.mktemp("base")
     texts = tiny.texts()
     numerics.deterministic("pinned", tiny.SEED)
-    base.from_scratch(texts[5:], texts[:5], tiny.SCRATCH, tiny.SEED, folder, tiny.ignore)
+    pretraining.from_scratch(texts[5:], texts[:5], tiny.SCRATCH, tiny.SEED, folder, tiny.ignore)
     return folder
 
 

@@ -22,7 +22,7 @@ from transformers import (
 from stages.finetune_qlora import finetune_qlora
 from stages.merge_adapters import merge_adapters
 from stages.tokenize_text import tokenize_text
-from wronai import base, corpus, merging, numerics, params, prompt, qlora, tokens
+from wronai import base, corpus, merging, numerics, params, pretraining, prompt, qlora, tokens
 
 SMALL = {
     "hidden_size": 64,
@@ -63,7 +63,7 @@ def words_after_a_space(folder: Path, prepends: bool) -> None:
     In older files (`prepends`) that is a normalizer, and each part between special tokens begins with "▁"; in newer
     ones the first part alone does.
     """
-    base.train_tokenizer(tiny.texts(), 600).save_pretrained(folder)
+    pretraining.train_tokenizer(tiny.texts(), 600).save_pretrained(folder)
     if prepends:
         tiny.prefix_words_as_mistral_does(folder)
     else:

@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from stages.merge_adapters import merge_adapters
-from wronai import base, corpus, params, prompt, shards, tokens
+from wronai import corpus, params, pretraining, prompt, shards, tokens
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_missing_adapter_names_its_stage(inputs: dict[str, Path], tmp_path: Pa
 
 
 def test_a_tokenizer_of_another_base_fails(inputs: dict[str, Path], tmp_path: Path) -> None:
-    tokens.extend(base.train_tokenizer(tiny.texts()[:9], 600)).save_pretrained(tmp_path / "other")
+    tokens.extend(pretraining.train_tokenizer(tiny.texts()[:9], 600)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="not this base's with tokens added"):
         run({**inputs, "tokenizer_path": tmp_path / "other"}, tmp_path / "out")
 

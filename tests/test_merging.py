@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wronai import base, merging, params, prompt, qlora, shards, tokens, training
+from wronai import base, merging, params, pretraining, prompt, qlora, shards, tokens, training
 
 BITS = tiny.FINETUNE.quantization
 SMALL = 100_000  # bytes of a shard: several of the tiny model
@@ -460,7 +460,7 @@ def test_an_altered_template_breaks_the_contract(
 
 def test_another_tokenizer_breaks_the_contract(merged_folder: Path, tokenizer: Any, tmp_path: Path) -> None:
     altered = Path(shutil.copytree(merged_folder, tmp_path / "merged"))
-    other = tokens.extend(base.train_tokenizer(tiny.texts()[:9], 600))
+    other = tokens.extend(pretraining.train_tokenizer(tiny.texts()[:9], 600))
     other.save_pretrained(altered)
     with pytest.raises(ValueError, match="gives other token ids than training"):
         merging.check_contract(altered, tiny.CONVERSATIONS, tokenizer)

@@ -7,20 +7,21 @@ import pytest
 
 from wronai import numerics
 
+CLEAN = f"import os, sys; [os.environ.pop(name, None) for name in {list(numerics.PINNED)}]; "
+
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
 def test_a_pin_after_the_import_of_torch_is_refused() -> None:
-    code = "import torch; from wronai import numerics; numerics.choose('pinned')"
-    clean = f"import os; [os.environ.pop(name, None) for name in {list(numerics.PINNED)}]; {code}"
-    assert "torch was imported before its numerics were pinned" in run(clean).stderr
+    code = f"{CLEAN}import torch; from wronai import numerics; numerics.choose('pinned')"
+    assert "torch was imported before its numerics were pinned" in run(code).stderr
 
 
 def test_native_leaves_the_choice_to_the_libraries() -> None:
     code = (
-        f"import os; [os.environ.pop(name, None) for name in {list(numerics.PINNED)}]; from wronai import numerics; "
+        f"{CLEAN}from wronai import numerics; "
         f"numerics.choose('native'); print([name for name in {list(numerics.PINNED)} if name in os.environ])"
     )
     assert run(code).stdout.strip() == "[]"
@@ -60,3 +61,27 @@ def test_a_pinned_root_is_the_nearest_and_has_its_gradient(pinned: None) -> None
     assert torch.allclose(values.grad, 0.5 / root.detach())
     assert torch.equal(torch.tensor([4, 9]).sqrt(), torch.tensor([2.0, 3.0]))
     assert torch.tensor([4.0], dtype=torch.bfloat16).sqrt().dtype == torch.bfloat16
+
+
+def test_every_generator_starts_at_the_seed_as_by_transformers(pinned: None) -> None:
+    import random
+
+    import numpy as np
+    import torch
+    from transformers import set_seed
+
+    drawn = []
+    for seed in (numerics.deterministic, lambda _, number: set_seed(number)):
+        seed("pinned", 7)
+        drawn.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+
+
+def test_the_pin_refuses_what_is_not_deterministic_and_imports_no_compiler() -> None:
+    code = (
+        f"{CLEAN}from wronai import numerics; numerics.choose('pinned'); numerics.deterministic('pinned', 1); "
+        "import torch; print(torch.are_deterministic_algorithms_enabled()); "
+        "print({'peft', 'torch._inductor', 'torch._dynamo'} & set(sys.modules)); "
+        "import torch._inductor.config as compiler; print(compiler.deterministic)"
+    )
+    assert run(code).stdout.split("\n")[:3] == ["True", "set()", "True"]

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from wronai import base, numerics, params, prompt, qlora, tokens
+from wronai import base, numerics, params, pretraining, prompt, qlora, tokens
 
 LAYERS = tiny.SCRATCH.num_hidden_layers
 
@@ -178,7 +178,7 @@ def test_a_base_with_rows_to_spare_is_not_shrunk(base_folder: Path, tokenizer: A
 
 
 def test_a_tokenizer_of_another_base_is_refused(base_copy: Path, tokenizer: Any) -> None:
-    other = base.train_tokenizer(tiny.texts()[:9], 600)
+    other = pretraining.train_tokenizer(tiny.texts()[:9], 600)
     other.save_pretrained(base_copy)
     with pytest.raises(ValueError, match="not this base's with tokens added; run tokenize_text again"):
         qlora.load_quantized(base_copy, tokenizer, tiny.FINETUNE.quantization, tiny.SEED)

@@ -1,6 +1,7 @@
 """Pin the arithmetic of torch so that a stage gives the same bytes on every x86-64 processor with AVX2."""
 
 import os
+import random
 import sys
 import warnings
 from typing import Any, Literal
@@ -11,6 +12,7 @@ PINNED = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_CBWR": "COMPATIBLE",
+    "TORCHINDUCTOR_DETERMINISTIC": "1",
     "CUDA_VISIBLE_DEVICES": "",  # the promise is one of CPUs; a GPU gives other bytes
 }
 
@@ -34,12 +36,16 @@ def choose(numerics: Literal["pinned", "native"]) -> None:
 
 def deterministic(numerics: Literal["pinned", "native"], seed: int) -> None:
     """Seed every generator; when `numerics` is pinned, also refuse what is not deterministic and pin the products."""
+    import numpy as np
     import torch
-    from transformers import set_seed
 
-    set_seed(seed)
+    # What transformers.set_seed does, which imports PEFT and bitsandbytes first: 4 s of each stage.
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     if numerics == "pinned":
-        torch.use_deterministic_algorithms(True)
+        # As torch.use_deterministic_algorithms(True), which imports a compiler first; it heeds PINNED once it comes.
+        torch.set_deterministic_debug_mode("error")
         # It costs time, and nothing here reads such memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if not _overrides:
