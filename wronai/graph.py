@@ -7,8 +7,8 @@ import io
 import itertools
 import json
 import subprocess
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -188,9 +188,10 @@ def checked_out(root: Path, commit: str) -> Iterator[Path | None]:
     if not {"dvc.yaml", "dvc.lock", "params.yaml"} <= set(kept):
         yield None
         return
-    archive = subprocess.run(["git", "archive", commit, *kept], cwd=root, capture_output=True, check=True).stdout
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        tar.extractall(folder, filter="data")
+    command = ["git", "archive", "--format=zip", commit, *kept]
+    archive = subprocess.run(command, cwd=root, capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(io.BytesIO(archive)) as packed:
+        packed.extractall(folder)
         yield Path(folder)
 
 
