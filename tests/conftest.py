@@ -13,6 +13,7 @@ from wronai import numerics
 
 numerics.choose("pinned")  # torch reads it as it is imported, and some test imports torch first
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # matrices this small lose by a second thread, and bytes are the same
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # of this process; stages say so themselves
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two threads that spin for each other on a busy core take minutes
 
 import tiny  # noqa: E402

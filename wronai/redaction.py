@@ -14,7 +14,8 @@ HIDDEN = "***"
 def redact(text: str) -> str:
     """`text` without the user and password of any URL, and without the values of variables with a secret's name."""
     text = USER_INFO.sub(rf"\g<scheme>{HIDDEN}@", text)
-    for name, value in os.environ.items():
+    for name in list(os.environ):  # items() fails where another thread removes one
+        value = os.environ.get(name, "")
         if SECRET_NAMES.search(name) and len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)
     return text
