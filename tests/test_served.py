@@ -15,7 +15,6 @@ import requests
 import tiny
 import torch
 from lm_eval.api.instance import Instance
-from servers import free_port
 
 from wronai import backends, benchmarks, engines, params, prefixes, scoring, served
 
@@ -271,9 +270,11 @@ def test_the_key_is_sent_and_never_shown(
 
 
 def test_nobody_listening_says_so(server: completions.Server, merged_folder: Path) -> None:
-    url = f"http://127.0.0.1:{free_port()}/v1/completions"
-    with pytest.raises(OSError, match=r"evaluate\.server\.url\): nobody answers \(.*refused\); start the server"):
-        backends.open_model(merged_folder, settings(server, url=url))
+    with socket.socket() as taken:  # by nobody who listens, and by no other test
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1/completions"
+        with pytest.raises(OSError, match=r"evaluate\.server\.url\): nobody answers \(.*refused\); start the server"):
+            backends.open_model(merged_folder, settings(server, url=url))
 
 
 def test_a_server_that_says_nothing_is_not_waited_for(
